@@ -1,0 +1,101 @@
+"""Two processes, one train: they hold the same bits after every sweep, and shapes stay as they are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ttnet.optim.distributed import agree, broadcast, is_distributed
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("distributed_worker.py")
+JOBS = ("scheduled", "sgd", "nudged", "adaptive")
+
+
+def test_one_process_asks_nobody():
+    assert not is_distributed()
+    value = object()
+    assert agree(value) is value
+    tensor = torch.ones(2)
+    broadcast([tensor])
+    assert torch.equal(tensor, torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("torch was built without gloo")
+    directory = tmp_path_factory.mktemp("processes")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(process), str(directory)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return [torch.load(directory / f"{process}.pt", weights_only=True) for process in range(2)]
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return a == b
+
+
+def test_process_0_decides(results):
+    for result in results:
+        assert result["is_distributed"]
+        assert result["agree"] == (0, "from process 0")
+        assert torch.equal(result["broadcast"], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_all_processes_hold_the_same_bits(results, job):
+    first, second = (result[job] for result in results)
+    assert same_bits(first["parameters"], second["parameters"])
+    assert same_bits(first["states"], second["states"])
+    assert first["ranks"] == second["ranks"]
+    assert any(ranks is not None for ranks in first["ranks"])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_shapes_stay_and_removed_directions_are_zero(results, job):
+    for result in results:
+        assert result[job]["keep_shapes"]
+        assert result[job]["shapes"] == [(1, 5, 4), (4, 4, 4), (4, 6, 1)]
+        assert all(result[job]["zeros"])
+
+
+def test_the_loss_of_process_0_counts(results):
+    for result in results:
+        assert result["adaptive"]["ranks"] == [(3, 3), (2, 2), (1, 1), None]
+
+
+def test_the_schedule_is_followed_and_compaction_keeps_the_train(results):
+    for result in results:
+        assert result["scheduled"]["ranks"] == [(3, 3), (1, 2), (4, 4), None]
+        assert result["sgd"]["ranks"] == [None, (2, 2), None, None]
+        assert result["sgd"]["compact"] == (2, 2)
+        assert all(result[job]["drift"] < 1e-12 for job in JOBS)

@@ -1,0 +1,195 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import dense
+from tests.strategies import DTYPES, cores_of, eps, ghz, scale_of, trains, truncations
+from ttnet import TensorTrain, Truncation
+from ttnet.algebra import add, subtract
+from ttnet.cores import ranks_of
+from ttnet.errors import NonFiniteError, RankError, ShapeError
+from ttnet.rounding import distance, truncate
+
+
+def check_truncation(train, truncation):
+    """Everything that is promised of any truncation of any train; returns cores and report."""
+    before = [core.clone() for core in train.cores]
+    found, report = truncate(train.cores, truncation, center=train.center)
+    assert all(torch.equal(new, old) for new, old in zip(train.cores, before, strict=True))
+    assert {core.dtype for core in found} == {train.dtype}
+    assert dense.is_canonical(found, 0)
+    assert report.ranks_before == train.ranks[1:-1]
+    assert report.ranks_after == ranks_of(found)[1:-1]
+    assert all(new <= old for new, old in zip(report.ranks_after, report.ranks_before, strict=True))
+    truth = dense.full(train.cores)
+    error, norm = dense.distance(dense.full(found), truth), dense.norm(truth)
+    roundoff = report.error_bound - report.error_estimate
+    assert report.norm == pytest.approx(norm, abs=roundoff)
+    assert report.error_estimate == pytest.approx(math.sqrt(math.fsum(report.discarded_weight)))
+    assert error <= report.error_bound
+    assert error == pytest.approx(report.error_estimate, abs=roundoff)
+    # No train of these ranks is nearer than the best matrix of that rank at any bond.
+    for bond, rank in enumerate(report.ranks_after):
+        assert error >= dense.tail(truth, bond, rank) - roundoff - 1e-13 * norm
+    return found, report, error, roundoff
+
+
+@given(trains(storage=True), truncations())
+def test_the_report_is_the_dense_truth(train, truncation):
+    check_truncation(train, truncation)
+
+
+@given(trains(storage=True), st.sampled_from([1e-6, 1e-3, 0.1, 0.5]), st.booleans())
+def test_tolerances_of_the_whole_train_are_certified(train, tolerance, relative):
+    norm = dense.norm(dense.full(train.cores))
+    truncation = Truncation(rtol=tolerance) if relative else Truncation(atol=tolerance * norm or None)
+    *_, error, roundoff = check_truncation(train, truncation)
+    assert error <= tolerance * norm + roundoff
+
+
+@given(trains(), st.sampled_from([1e-12, 1e-6, 1e-2, 0.3]))
+def test_cutoff_is_the_relative_sum_of_discarded_squares_of_each_bond(train, cutoff):
+    _, report, _, roundoff = check_truncation(train, Truncation(cutoff=cutoff))
+    for weight in report.discarded_weight:
+        assert math.sqrt(weight) <= math.sqrt(cutoff) * report.norm * (1 + 1e-6) + roundoff
+
+
+@given(st.data())
+def test_caps_by_bond(data):
+    train = data.draw(trains(kinds=("random",), min_modes=2, scales=False))
+    caps = [
+        data.draw(st.integers(1, r)) for r in TensorTrain(truncate(train.cores, Truncation())[0]).ranks[1:-1]
+    ]
+    _, report, *_ = check_truncation(train, Truncation(max_rank=caps))
+    assert all(rank <= cap for rank, cap in zip(report.ranks_after, caps, strict=True))
+
+
+def test_caps_by_bond_are_met_exactly():
+    cores = cores_of("random", (3, 3, 3, 3), [3, 5, 3], torch.float64, 0)
+    assert truncate(cores, Truncation(max_rank=(2, 4, 3)))[1].ranks_after == (2, 4, 3)
+
+
+def test_a_single_cap_clips():
+    cores = cores_of("random", (2, 3, 2), [2, 2], torch.float64, 0)
+    found, report = truncate(cores, Truncation(max_rank=50))
+    assert report.ranks_after == (2, 2)
+    assert report.discarded_weight == (0.0, 0.0)
+    assert dense.distance(dense.full(found), dense.full(cores)) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("shape", "caps", "message"),
+    [
+        ((2, 3, 2), (2, 3), r"max_rank: expected at most 2 at bond 1 of shape \(2, 3, 2\), got 3; lower it"),
+        ((2, 3, 2), (2,), "max_rank: expected one rank for each of the 2 bonds, got 1"),
+        ((2, 3, 2), (2, 2, 2), "max_rank: expected one rank for each of the 2 bonds, got 3"),
+        ((2, 3, 2), (), "max_rank: expected one rank for each of the 2 bonds, got 0"),
+        ((4,), (2,), r"max_rank: expected no rank for a train without bonds, got \(2,\)"),
+    ],
+)
+def test_impossible_caps_are_refused(shape, caps, message):
+    cores = cores_of("random", shape, [2] * (len(shape) - 1), torch.float64, 0)
+    with pytest.raises(RankError, match=f"^{message}"):
+        truncate(cores, Truncation(max_rank=caps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_exact_sum_is_rounded_back(dtype):
+    cores = cores_of("random", (4, 3, 4, 3), [3, 4, 2], dtype, 0)
+    doubled = add(cores, cores)
+    _, report = truncate(doubled, Truncation(rtol=1e3 * eps(dtype)))
+    assert report.ranks_before == (6, 8, 4)
+    assert report.ranks_after == (3, 4, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "truncation", [Truncation(rtol=1e-3), Truncation(cutoff=1e-9), Truncation(svd_min=1e-3)]
+)
+@pytest.mark.parametrize("kind", ["zero", "zero core"])
+def test_a_zero_train_is_rounded_to_rank_one(dtype, truncation, kind):
+    cores = cores_of(kind, (3, 4, 3), [3, 3], dtype, 1)
+    found, report = truncate(cores, truncation)
+    assert report.ranks_after == (1, 1)
+    assert report.norm == report.error_estimate == report.relative_error == 0.0
+    assert not dense.full(found).any()
+
+
+def test_multiplets_stay_together_where_the_cap_has_room():
+    cores = ghz((3, 3, 3, 3))
+    third = {"cutoff": 0.4}  # the last of 3 equal singular values carries a third of the weight
+    assert truncate(cores, Truncation(**third))[1].ranks_after == (2, 2, 2)
+    assert truncate(cores, Truncation(**third, degeneracy_tol=1e-9))[1].ranks_after == (3, 3, 3)
+    assert truncate(cores, Truncation(**third, degeneracy_tol=1e-9, max_rank=2))[1].ranks_after == (2, 2, 2)
+
+
+def test_min_rank_keeps_more_than_the_tolerance_asks_for():
+    cores = cores_of("random", (3, 3, 3, 3), [3, 5, 3], torch.float64, 0)
+    assert truncate(cores, Truncation(cutoff=1.0))[1].ranks_after == (1, 1, 1)
+    assert truncate(cores, Truncation(cutoff=1.0, min_rank=4))[1].ranks_after == (3, 4, 3)
+
+
+def test_a_cap_that_breaks_a_tolerance_is_reported():
+    cores = cores_of("random", (4, 4, 4), [4, 4], torch.float64, 0)
+    *_, error, _ = check_truncation(TensorTrain(cores), Truncation(rtol=1e-8, max_rank=1))
+    assert error > 0.1 * dense.norm(dense.full(cores))
+
+
+def test_the_bound_holds_where_the_terms_cancel():
+    a = cores_of("random", (4, 4, 4, 4), [4, 4, 4], torch.float64, 0)
+    b = [core + 1e-12 * torch.randn_like(core) for core in a]
+    small = subtract(a, b)
+    found, report = truncate(small, Truncation(rtol=1e-2))
+    error = dense.distance(dense.full(found), dense.full(small))
+    assert error <= report.error_bound <= 1e-10
+    assert error > 100 * eps(torch.float64) * report.norm
+
+
+@pytest.mark.parametrize("center", [None, 0, 1, 2, 3])
+def test_the_center_spares_work_and_changes_nothing(center):
+    cores = cores_of("random", (3, 4, 3, 2), [3, 4, 2], torch.float64, 0)
+    train = TensorTrain(cores) if center is None else TensorTrain(cores).orthogonalize(center)
+    found, report = truncate(train.cores, Truncation(max_rank=2), center=center)
+    expected, _ = truncate(cores, Truncation(max_rank=2))
+    np.testing.assert_allclose(dense.full(found), dense.full(expected), atol=1e-12)
+    assert report.error_bound >= dense.distance(dense.full(found), dense.full(cores))
+
+
+def test_an_atol_beyond_all_numbers_cuts_to_rank_one():
+    cores = cores_of("random", (3, 3), [3], torch.float64, 0)
+    assert truncate(cores, Truncation(atol=1e200))[1].ranks_after == (1,)
+
+
+def test_non_finite_cores_are_refused():
+    cores = cores_of("random", (3, 3), [3], torch.float64, 0)
+    cores[1][0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="matrix: expected finite entries"):
+        truncate(cores, Truncation(max_rank=2))
+
+
+def test_rounding_is_differentiable_where_the_spectrum_is_simple():
+    leaves = [core.requires_grad_() for core in cores_of("random", (3, 4, 3), [3, 3], torch.float64, 0)]
+    assert torch.autograd.gradcheck(
+        lambda *c: TensorTrain(truncate(c, Truncation(max_rank=2))[0]).full(), leaves
+    )
+
+
+@given(trains(dtype=torch.float64, scales=False), st.integers(0, 9))
+def test_distance(train, seed):
+    other = cores_of("random", train.shape, [2] * (train.ndim - 1), torch.float64, seed)
+    truth = dense.distance(dense.full(train.cores), dense.full(other))
+    scale = scale_of(train) + scale_of(TensorTrain(other))
+    assert distance(train.cores, other) == pytest.approx(truth, abs=50 * eps(torch.float64) * scale)
+
+
+def test_distance_of_near_trains_and_of_two_dtypes():
+    cores = cores_of("random", (3, 4, 3), [3, 3], torch.float64, 0)
+    near = [cores[0] * (1 + 1e-12), *cores[1:]]
+    assert distance(cores, near) == pytest.approx(1e-12 * dense.norm(dense.full(cores)), rel=1e-2)
+    assert distance(cores, [core.to(torch.complex64) for core in cores]) < 1e-5
+    with pytest.raises(ShapeError, match=r"other: expected a train of shape \(3, 4, 3\), got \(3, 4\)"):
+        distance(cores, cores_of("random", (3, 4), [3], torch.float64, 0))

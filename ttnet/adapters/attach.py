@@ -1,0 +1,207 @@
+"""`attach` a new adapter to a model, `load` a saved one."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttnet.adapters import files
+from ttnet.adapters.adapter import NAME, TTAdapter
+from ttnet.adapters.config import TTAdapterConfig
+from ttnet.adapters.coordinates import Coordinates
+from ttnet.adapters.coordinates import coordinates as default_coordinates
+from ttnet.adapters.initialization import initial_train
+from ttnet.adapters.layout import Layout, Site, make_layout
+from ttnet.adapters.linear import linear_widths
+from ttnet.adapters.targets import find_saved_modules, find_sites
+from ttnet.errors import ConfigError, DeviceError, FormatError, StateError
+from ttnet.tensor_train import TensorTrain
+
+
+def attach(model: nn.Module, config: TTAdapterConfig, coordinates: Coordinates | None = None) -> TTAdapter:
+    """Put one tensor train behind the chosen matrices of a model.
+
+    The model is frozen; the cores, and the classifier or what else `modules_to_save` names, are trainable.
+
+    Args:
+        model: Any model made of `nn.Linear` or GPT-2's `Conv1D`; changed in place.
+        config: The options, for instance `MetaTT("4d", rank=8, target_modules=["query", "value"])`.
+        coordinates: A function (name, module) -> {axis: label} that says where a matrix stands; by default
+            `ttnet.adapters.coordinates`.
+
+    Returns:
+        The adapter, registered in the model as `tt_adapter`.
+
+    Raises:
+        ConfigError: A target that matches nothing, or another option that does not fit the model.
+        PatternError: A pattern that is not built, or an axis on which a module has no label.
+        RankError: A list of ranks that the bonds cannot have.
+        ShapeError: A width that the `head` axis cannot split.
+        StateError: The model has an adapter already.
+
+    Examples:
+        >>> import torch
+        >>> from ttnet.adapters import MetaTT, attach
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> adapter = attach(model, MetaTT("4d", rank=2, target_modules="all-linear"))
+        >>> adapter.cores.shape, adapter.num_parameters
+        ((24, 2, 1, 20), 100)
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(config, TTAdapterConfig):
+        raise ConfigError(
+            f"config: expected a TTAdapterConfig, such as MetaTT('4d'), got {type(config).__name__}"
+        )
+    _check_free(model)
+    config.parsed.check_built()
+    saved = find_saved_modules(model, config.modules_to_save)
+    sites = find_sites(model, config, saved, coordinates)
+    head_dim = (config.head_dim or _head_dim(model)) if config.parsed.has_head else None
+    layout = make_layout(config.parsed, sites, declared=tuple(config.axes), head_dim=head_dim)
+    train = initial_train(layout, config)
+    scale = config.alpha / train.ranks[1] if config.alpha_scaling else config.alpha
+    return _install(model, config, layout, train, scale, saved)
+
+
+def load(model: nn.Module, directory: str | Path) -> TTAdapter:
+    """Put a saved adapter on a model of the kind it was made on.
+
+    Args:
+        model: The base model, without an adapter; changed in place.
+        directory: Where `TTAdapter.save` wrote.
+
+    Returns:
+        The adapter, with the same bits.
+
+    Raises:
+        FormatError: A file that is missing, damaged or foreign, or an adapter made on another model.
+        ShapeError: A core, or a module trained whole, that does not fit the model.
+        StateError: The model has an adapter already.
+    """
+    saved = files.read(directory)
+    _check_free(model)
+    modules = dict(model.named_modules())
+    widths = {name: linear_widths(module) for name, module in modules.items()}
+    missing = [site.name for site in saved.layout.sites if widths.get(site.name) is None]
+    if missing:
+        raise FormatError(
+            f"{directory}: made on {files.describe(saved.base)}, and this {type(model).__name__} has no "
+            f"linear module {missing[0]!r}; load it on the model it was made on"
+        )
+    sites = tuple(
+        Site(site.name, *(widths[site.name] or (0, 0)), site.coordinates) for site in saved.layout.sites
+    )
+    layout = Layout(saved.layout.pattern, saved.layout.axes, sites, saved.layout.head_dim)
+    files.check_layout(saved, layout)
+    _check_base(model, saved, directory)
+    names = saved.module_names
+    absent = [name for name in names if name not in modules]
+    if absent:
+        raise FormatError(
+            f"modules_to_save: {directory} holds the module {absent[0]!r}, which this {type(model).__name__} "
+            f"does not have; load it on {files.describe(saved.base)}"
+        )
+    whole = {
+        f"{name}.{key}": value
+        for name in names
+        for key, value in model.get_submodule(name).state_dict().items()
+    }
+    state = files.check_modules(saved, whole)
+    adapter = _install(model, saved.config, layout, saved.train, saved.scale, names)
+    with torch.no_grad():
+        for name, value in state.items():
+            whole[name].copy_(value)
+    return adapter
+
+
+def _install(
+    model: nn.Module,
+    config: TTAdapterConfig,
+    layout: Layout,
+    train: TensorTrain,
+    scale: float,
+    saved: tuple[str, ...],
+) -> TTAdapter:
+    devices = {_weight(model, site.name).device for site in layout.sites}
+    if len(devices) > 1:
+        raise DeviceError(
+            f"model: its matrices are on several devices, {sorted(map(str, devices))}; put it on one, "
+            "or shard it after attach"
+        )
+    base = _describe_base(model, layout)
+    return TTAdapter(
+        model, config, layout, train.to(devices.pop()), scale=scale, saved_modules=saved, base=base
+    )
+
+
+def _check_free(model: nn.Module) -> None:
+    if hasattr(model, NAME):
+        raise StateError(f"model: it has an adapter already; call model.{NAME}.detach() first")
+
+
+def _head_dim(model: nn.Module) -> int | None:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    if isinstance(getattr(config, "head_dim", None), int):
+        return config.head_dim
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
+
+
+def _describe_base(model: nn.Module, layout: Layout) -> dict[str, Any]:
+    """What a loader compares: the widths of all linear modules in layers, and a few weights."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    ends = (layout.sites[0].name, layout.sites[-1].name)
+    return {
+        "class": type(model).__name__,
+        "name": str(name) if name else None,
+        "linear_widths": _count_widths(model),
+        "sample": {site: _sample(_weight(model, site)) for site in ends},
+    }
+
+
+def _check_base(model: nn.Module, saved: files.SavedAdapter, directory: str | Path) -> None:
+    widths = _count_widths(model)
+    if saved.base.get("linear_widths", widths) != widths:
+        raise FormatError(
+            f"{directory}: made on {files.describe(saved.base)} whose layers have the linear modules "
+            f"{saved.base['linear_widths']}, this {type(model).__name__} has {widths}; load it on "
+            "the model it was made on"
+        )
+    for name, numbers in dict(saved.base.get("sample") or {}).items():
+        found = _sample(_weight(model, name))
+        if not numbers or not found:
+            continue
+        # Half precision rounds at 2^-8; what differs by more are other weights.
+        largest = max(map(abs, numbers))
+        if max(abs(a - b) for a, b in zip(numbers, found, strict=False)) > 0.02 * largest:
+            warnings.warn(
+                f"{directory}: the adapter was trained on {files.describe(saved.base)} with other weights in "
+                f"{name!r}; its outputs will differ",
+                stacklevel=3,
+            )
+            return
+
+
+def _count_widths(model: nn.Module) -> dict[str, int]:
+    pairs = [
+        linear_widths(module)
+        for name, module in model.named_modules()
+        if "layer" in default_coordinates(name, module)
+    ]
+    return dict(sorted(Counter(f"{pair[0]}x{pair[1]}" for pair in pairs if pair is not None).items()))
+
+
+def _sample(weight: Tensor) -> list[float] | None:
+    if weight.is_meta or not weight.is_floating_point() or type(weight) is not nn.Parameter:
+        return None
+    return [round(value, 6) for value in weight.detach().reshape(-1)[:8].float().tolist()]
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).weight  # pyright: ignore[reportReturnType]

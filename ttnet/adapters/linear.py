@@ -1,0 +1,124 @@
+"""`AdaptedLinear`: a frozen linear module and its share of the train, y = base(x) + (x A) B."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ttnet.adapters.workspace import is_traced
+
+if TYPE_CHECKING:
+    from ttnet.adapters.adapter import TTAdapter
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """Input and output width of a module that an adapter can adapt, None for every other.
+
+    Those are `nn.Linear`, its subclasses, and the `Conv1D` of GPT-2, whose weight is (in, out).
+
+    Args:
+        module: Any module.
+    """
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None  # nn.MultiheadAttention reads its weight and never calls it
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if is_conv1d(module):
+        rows, columns = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
+        return int(rows), int(columns)  # pyright: ignore[reportArgumentType]
+    return None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's `Conv1D`, a linear module whose weight is stored as (in, out)."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2
+
+
+class AdaptedLinear(nn.Module):
+    """A linear module that adds its share of the train to the output of the module it replaces.
+
+    Args:
+        base: The module that is replaced, frozen.
+        adapter: The adapter, registered once at the model's root and referred to here.
+        site: Index of this matrix in the adapter's layout.
+    """
+
+    def __init__(self, base: nn.Module, adapter: "TTAdapter", site: int) -> None:
+        super().__init__()
+        self.base = base
+        widths = linear_widths(base)
+        self.in_features, self.out_features = widths if widths is not None else (0, 0)
+        self.site = site
+        self.transposed = is_conv1d(base)
+        # Registering the adapter here as well would save it once for each matrix.
+        self.__dict__["adapter"] = adapter
+        self.train(base.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the replaced module."""
+        return self.base.weight  # pyright: ignore[reportReturnType]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the replaced module."""
+        return self.base.bias  # pyright: ignore[reportReturnType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Base output plus (x A) B.
+
+        Args:
+            x: Shape (..., in_features).
+
+        Returns:
+            Shape (..., out_features).
+        """
+        adapter: TTAdapter = self.__dict__["adapter"]
+        if adapter.bypassed:
+            return self.base(x)
+        dtype = _compute_dtype(x)
+        if is_traced():
+            return self._forward_traced(x, dtype, adapter)
+        left, right = adapter.workspace.pair(self.site, dtype)
+        flat, hidden = adapter.workspace.project(x, left)
+        base = self.base
+        if not self._is_plain(base):
+            y = base(x)
+            return y + torch.mm(hidden, right).view(y.shape).to(y.dtype)
+        parameters = base._parameters
+        weight: Tensor = parameters["weight"]  # pyright: ignore[reportAssignmentType]
+        y = F.linear(flat, weight.t() if self.transposed else weight, parameters["bias"])
+        y.addmm_(
+            hidden, right
+        )  # the product saves its operands and not its output: adding in place is allowed
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def _forward_traced(self, x: Tensor, dtype: torch.dtype, adapter: "TTAdapter") -> Tensor:
+        """The same without caches and without changes in place, for torch.compile and torch.func."""
+        with torch.autocast(x.device.type, enabled=False):
+            left, right = adapter.workspace.live_pair(self.site)
+        y = self.base(x)
+        return y + ((x.to(dtype) @ left.to(dtype)) @ right.to(dtype)).to(y.dtype)
+
+    def _is_plain(self, base: nn.Module) -> bool:
+        """Whether the base does nothing but its product: no hooks, no subclass, no parametrized weight."""
+        return (
+            (type(base) is nn.Linear or self.transposed)
+            and not (base._forward_hooks or base._forward_pre_hooks)
+            and not (base._backward_hooks or base._backward_pre_hooks)
+            and "forward" not in base.__dict__
+            and type(base._parameters.get("weight")) is nn.Parameter
+        )
+
+    def extra_repr(self) -> str:
+        """Widths."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype

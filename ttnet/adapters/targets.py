@@ -1,0 +1,175 @@
+"""Which modules of a model are adapted, and which are trained whole."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from ttnet.adapters.axes import Label
+from ttnet.adapters.config import TTAdapterConfig
+from ttnet.adapters.coordinates import Coordinates, coordinates, layer_lists
+from ttnet.adapters.layout import Site
+from ttnet.adapters.linear import linear_widths
+from ttnet.errors import ConfigError
+
+HEADS = ("classifier", "score", "classification_head", "pre_classifier", "qa_outputs")
+"""Names of the modules that a task adds to a pretrained model."""
+
+QUERY_VALUE = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("attn.q", "attn.v"),
+    ("q_lin", "v_lin"),
+    ("SelfAttention.q", "SelfAttention.v"),
+    ("c_attn",),
+    ("query_key_value",),
+)
+"""What query and value are called in the families of models."""
+
+Names = str | Sequence[str]
+
+
+def find_saved_modules(model: nn.Module, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Full names of the modules that are trained whole.
+
+    Args:
+        model: The model.
+        names: Suffixes of their names; None for the classifier, if there is one.
+
+    Returns:
+        Full names, none inside another.
+
+    Raises:
+        ConfigError: A name that no module has.
+    """
+    found: list[str] = []
+    for suffix in HEADS if names is None else names:
+        matching = [name for name, _ in model.named_modules() if name and _has_suffix(name, suffix)]
+        if not matching and names is not None:
+            children = [name for name, _ in model.named_modules() if name]
+            raise ConfigError(f"modules_to_save: no module is called {suffix!r}; {_close(suffix, children)}")
+        found += matching
+    found = list(dict.fromkeys(found))
+    return tuple(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+
+
+def find_sites(
+    model: nn.Module, config: TTAdapterConfig, saved: Sequence[str], where: Coordinates | None = None
+) -> list[Site]:
+    """The matrices that `config` asks for, with all the labels the coordinates give them.
+
+    Args:
+        model: The model.
+        config: Targets, exclusions and layers.
+        saved: Full names of modules that are trained whole, where nothing is adapted.
+        where: Coordinates of a module; None for the default.
+
+    Returns:
+        Sites in the model's order.
+
+    Raises:
+        ConfigError: A target that matches nothing, or options that leave nothing.
+    """
+    lists = config.layers_pattern
+    by_name = coordinates if lists is None else layer_lists((lists,) if isinstance(lists, str) else lists)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if name and linear_widths(module) and not any(_inside(name, other) for other in saved)
+    }
+    layered = [name for name, module in linear.items() if "layer" in by_name(name, module)]
+    chosen = _targets(model, config.target_modules, list(linear), layered)
+    if config.exclude_modules is not None:
+        excluded = set(_matching(config.exclude_modules, list(linear)))
+        chosen = [name for name in chosen if name not in excluded]
+        if not chosen:
+            raise ConfigError(
+                f"exclude_modules: {config.exclude_modules!r} leaves no target module; exclude fewer"
+            )
+    labels: dict[str, dict[str, Label]] = {
+        name: dict((where or by_name)(name, linear[name])) for name in chosen
+    }
+    layers = config.layers_to_transform
+    if layers is not None:
+        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+        present = sorted(
+            {int(labels[name]["layer"]) for name in chosen if isinstance(labels[name].get("layer"), int)}
+        )
+        missing = [layer for layer in wanted if layer not in present]
+        if missing or not wanted:
+            raise ConfigError(
+                f"layers_to_transform: no target in layers {missing}; there are layers {present}"
+            )
+        chosen = [name for name in chosen if labels[name].get("layer") in wanted]
+    sites = []
+    for name in chosen:
+        rows, columns = linear_widths(linear[name]) or (0, 0)
+        sites.append(Site(name, rows, columns, labels[name]))
+    return sites
+
+
+def _targets(model: nn.Module, targets: Names | None, names: list[str], layered: list[str]) -> list[str]:
+    """The linear modules called `names` that are meant; `layered` are those that stand in a layer."""
+    if not names:
+        raise ConfigError(
+            f"target_modules: {type(model).__name__} has no linear module; adapters adapt Linear and Conv1D"
+        )
+    if targets == "all-linear":
+        return layered or names
+    if targets is None:
+        for group in QUERY_VALUE:
+            matches = [_matching((suffix,), names) for suffix in group]
+            if all(matches):
+                return [name for name in names if any(name in match for match in matches)]
+        raise ConfigError(
+            f"target_modules: query and value are called otherwise here; name them, {_close('', names)}"
+        )
+    if isinstance(targets, str):
+        chosen = _matching(targets, names)
+        if not chosen:
+            raise ConfigError(
+                f"target_modules: the regular expression {targets!r} matches no linear module's whole name; "
+                f"for suffixes give a list, [{targets!r}]; {_close(targets, names)}"
+            )
+        return chosen
+    for target in targets:
+        if _matching((target,), names):
+            continue
+        others = {type(m).__name__ for name, m in model.named_modules() if name and _has_suffix(name, target)}
+        if others:
+            raise ConfigError(
+                f"target_modules: {target!r} is {', '.join(sorted(others))} here, or trained whole; "
+                f"adapters adapt Linear and Conv1D; {_close(target, names)}"
+            )
+        raise ConfigError(f"target_modules: no module is called {target!r}; {_close(target, names)}")
+    return _matching(targets, names)
+
+
+def _matching(wanted: Names, names: Sequence[str]) -> list[str]:
+    if isinstance(wanted, str):
+        try:
+            expression = re.compile(wanted)
+        except re.error as error:
+            raise ConfigError(
+                f"target_modules, exclude_modules: {wanted!r} is no regular expression: {error}"
+            ) from None
+        return [name for name in names if expression.fullmatch(name)]
+    return [name for name in names if any(_has_suffix(name, suffix) for suffix in wanted)]
+
+
+def _has_suffix(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _inside(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
+def _close(wanted: str, names: Sequence[str]) -> str:
+    """A hint at the names a user may have meant."""
+    short = sorted({name.rsplit(".", 1)[-1] for name in names})
+    close = difflib.get_close_matches(wanted.rsplit(".", 1)[-1], short, n=3, cutoff=0.5)
+    shown = ", ".join(repr(name) for name in short[:20])
+    hint = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+    return f"{hint}The model has {shown}{', ...' if len(short) > 20 else ''}"

@@ -1,0 +1,198 @@
+"""What lives during one forward pass: the factors of all matrices, and the product x A of the last x seen.
+
+Under grad the factors are built at every forward pass of the model, since their graph can be back-propagated
+once; otherwise they are kept until a core changes.
+"""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from ttnet.adapters.factors import Factors, build_factors, site_factors
+from ttnet.adapters.layout import Layout
+from ttnet.errors import DeviceError, StateError
+from ttnet.parameter import TTParameter
+
+Pair = tuple[Tensor, Tensor]
+"""The factors A (in, r) and B (r, out) of one matrix."""
+
+_top_hooks = getattr(
+    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
+)  # torch >= 2.8
+
+
+_functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", lambda: None)
+
+
+def is_traced() -> bool:
+    """Whether torch.compile or a transform of torch.func looks on: then nothing is kept between layers."""
+    return torch.compiler.is_compiling() or _functorch_level() is not None
+
+
+class Workspace:
+    """The transient state of one adapter.
+
+    Args:
+        parameter: The cores.
+        layout: What each matrix reads of them.
+        scale: The factor of dW.
+    """
+
+    def __init__(self, parameter: TTParameter, layout: Layout, scale: float) -> None:
+        self.parameter = parameter
+        self.layout = layout
+        self.scale = scale
+        self._forget()
+
+    def _forget(self) -> None:
+        self.inside = False  # whether the model's own forward pass is going on
+        self.tracked = False  # whether it differentiates into the cores
+        self._current: _Cast | None = None  # its factors
+        self._replayed: _Cast | None = None  # the same, kept for checkpoints that recompute during backward
+        self._checkpointed = False
+        self._cached: tuple[Hashable, _Cast] | None = None
+        self._held: tuple[Tensor, int, Tensor, object, bool, Tensor, Tensor] | None = None
+        self._draining = -1
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy of the model shares neither graphs nor activations with it.
+        return {"parameter": self.parameter, "layout": self.layout, "scale": self.scale}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def begin(self) -> None:
+        """A forward pass of the model begins."""
+        self._held = None
+        self.inside = True
+        self.tracked = torch.is_grad_enabled() and self._requires_grad()
+        if self.tracked:
+            self._checkpointed = False
+            self._current = self._replayed = self._build()
+        else:
+            self._current = self._cache()
+
+    def end(self) -> None:
+        """It has ended, well or badly."""
+        self.inside = False
+        self._held = self._current = None
+        if not self._checkpointed:
+            self._replayed = None
+
+    def pair(self, site: int, dtype: torch.dtype) -> Pair:
+        """The factors of one matrix in the dtype it computes in.
+
+        Raises:
+            StateError: The matrix runs without grad inside a forward pass that has it.
+        """
+        grad = torch.is_grad_enabled()
+        if self.inside and self._current is not None:
+            if self.tracked and not grad:
+                raise StateError(
+                    "an adapted layer runs without grad inside a forward pass with grad: reentrant gradient "
+                    "checkpointing gives wrong gradients for shared cores; use "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False}, or no_grad for the whole model"
+                )
+            if self.tracked or not grad or not self._requires_grad():
+                return self._current.pairs(dtype)[site]
+        elif grad and self._replayed is not None and torch._C._current_graph_task_id() != -1:
+            return self._replayed.pairs(dtype)[site]
+        if grad and self._requires_grad():
+            if not self.inside:
+                self._replayed = (
+                    None  # a later recomputation must do what this call does: build the pair itself
+                )
+            with torch.autocast(self.parameter.cores[0].device.type, enabled=False):
+                left, right = self.live_pair(site)
+            return left.to(dtype), right.to(dtype)
+        return self._cache().pairs(dtype)[site]
+
+    def live_pair(self, site: int) -> Pair:
+        """The factors of one matrix, computed from the live cores now, in float32 or better."""
+        return site_factors(self.parameter.cores, self.layout, self.scale, site)
+
+    def project(self, x: Tensor, left: Tensor) -> Pair:
+        """Flatten x to a matrix and multiply it by A, once for all matrices that read the same x.
+
+        Args:
+            x: Shape (..., in).
+            left: A, shape (in, r).
+
+        Returns:
+            x as a matrix (n, in) in the dtype of A, and x A, shape (n, r).
+
+        Raises:
+            DeviceError: The cores live on another device than `x`.
+        """
+        grad = torch.is_grad_enabled()
+        hooks = _top_hooks(False) if _top_hooks is not None else None
+        frame = hooks[0] if hooks is not None else None
+        task = torch._C._current_graph_task_id()
+        shared = (self.inside or task != -1) and not x.is_inference()
+        held = self._held
+        if (
+            shared
+            and held is not None
+            and held[0] is x
+            and held[1] == x._version
+            and held[2] is left
+            and held[3] == (frame, task)
+            and held[4] == grad
+        ):
+            return held[5], held[6]
+        if x.device != left.device:
+            raise DeviceError(
+                f"an adapted layer got an input on {x.device}, the adapter's cores are on {left.device}; "
+                "move the whole model with model.to(...); for several devices use torchrun, not DataParallel"
+            )
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if flat.dtype != left.dtype:
+            flat = flat.to(left.dtype)
+        hidden = torch.mm(flat, left)
+        if frame is not None and self.inside:
+            self._checkpointed = True
+        if shared:
+            self._held = (x, x._version, left, (frame, task), grad, flat, hidden)
+            if task not in (-1, self._draining):
+                self._draining = task
+                torch.autograd.Variable._execution_engine.queue_callback(self._drain)  # pyright: ignore[reportAttributeAccessIssue]
+        return flat, hidden
+
+    def _drain(self) -> None:
+        self._held = None
+        self._draining = -1
+
+    def _requires_grad(self) -> bool:
+        return any(core.requires_grad for core in self.parameter.cores)
+
+    def _build(self) -> "_Cast":
+        cores = self.parameter.cores
+        with torch.autocast(cores[0].device.type, enabled=False):
+            return _Cast(build_factors(cores, self.layout, self.scale), self.layout)
+
+    def _cache(self) -> "_Cast":
+        signature = self.parameter.signature()
+        if self._cached is None or self._cached[0] != signature:
+            with torch.inference_mode(False), torch.no_grad():
+                self._cached = (signature, self._build())
+        return self._cached[1]
+
+
+class _Cast:
+    """Factors, cast once to each dtype that is asked for."""
+
+    def __init__(self, factors: Factors, layout: Layout) -> None:
+        self.factors = factors
+        self._layout = layout
+        self._pairs: dict[torch.dtype, list[Pair]] = {}
+
+    def pairs(self, dtype: torch.dtype) -> list[Pair]:
+        """The factors of each site."""
+        if dtype not in self._pairs:
+            if torch.is_inference_mode_enabled():  # what is kept must serve a backward pass too
+                with torch.inference_mode(False), torch.no_grad():
+                    return self.pairs(dtype)
+            self._pairs[dtype] = self.factors.to(dtype).pairs(self._layout)
+        return self._pairs[dtype]
