@@ -94,6 +94,21 @@ def test_q_is_orthonormal_at_any_scale(scale):
     assert_orthonormal_columns(linalg.positive_qr(matrix)[0])
 
 
+def test_positive_qr_removes_any_phase(monkeypatch):
+    genuine = torch.linalg.qr
+    phases = torch.tensor([1j, -1.0, 0.6 + 0.8j], dtype=torch.complex128)
+
+    def other_gauge(matrix):
+        q, r = genuine(matrix)
+        return q * phases, phases.conj().unsqueeze(1) * r
+
+    matrix = torch.randn(5, 3, dtype=torch.complex128)
+    expected = linalg.positive_qr(matrix)
+    monkeypatch.setattr(torch.linalg, "qr", other_gauge)
+    for found, truth in zip(linalg.positive_qr(matrix), expected, strict=True):
+        torch.testing.assert_close(found, truth)
+
+
 def test_positive_qr_is_differentiated_as_its_product():
     matrix = torch.randn(5, 3, dtype=torch.complex128, requires_grad=True)
     assert torch.autograd.gradcheck(linalg.positive_qr, matrix)

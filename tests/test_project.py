@@ -47,6 +47,16 @@ def test_exports_are_unique():
     assert len(set(ttnet.__all__)) == len(ttnet.__all__)
 
 
+def test_api_reference_lists_every_module():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "ttnet").rglob("[!_]*.py")
+    }
+    expected = {name for name in modules if not name.startswith("ttnet.cli.")}
+    listed = re.findall(r"^   (ttnet\.[\w.]+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == expected
+
+
 def test_readme_has_an_example_for_each_floor():
     assert len(README_BLOCKS) == 3
 

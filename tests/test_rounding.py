@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests import dense
 from tests.strategies import DTYPES, cores_of, eps, ghz, scale_of, trains, truncations
-from ttnet import TensorTrain, Truncation
+from ttnet import TensorTrain, Truncation, tt_svd
 from ttnet.algebra import add, subtract
 from ttnet.cores import ranks_of
 from ttnet.errors import NonFiniteError, RankError, ShapeError
@@ -49,6 +49,17 @@ def test_tolerances_of_the_whole_train_are_certified(train, tolerance, relative)
     truncation = Truncation(rtol=tolerance) if relative else Truncation(atol=tolerance * norm or None)
     *_, error, roundoff = check_truncation(train, truncation)
     assert error <= tolerance * norm + roundoff
+
+
+@pytest.mark.parametrize("rtol", [0.05 * k for k in range(4, 20)])
+def test_the_bonds_share_one_budget(rtol):
+    # A full spectrum at every bond: whoever hands out the budget twice overdraws it here.
+    train = tt_svd(torch.randn(4, 4, 4, 4, 4, dtype=torch.float64))
+    rounded = TensorTrain(truncate(train.cores, Truncation(rtol=rtol))[0])
+    norm = dense.norm(dense.full(train.cores))
+    for found in (rounded, tt_svd(train.full(), Truncation(rtol=rtol))):
+        assert dense.distance(dense.full(found.cores), dense.full(train.cores)) <= rtol * norm
+        assert found.num_parameters < train.num_parameters
 
 
 @given(trains(), st.sampled_from([1e-12, 1e-6, 1e-2, 0.3]))

@@ -199,6 +199,12 @@ def test_a_zero_spectrum_has_rank_one(options):
     assert select_rank(torch.zeros(4), Truncation(**options)) == 1
 
 
+def test_a_multiplet_larger_than_the_cap_is_cut_where_the_tolerance_says():
+    options = {"cutoff": 0.8, "degeneracy_tol": 1e-6}
+    values = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.1])
+    assert [select_rank(values, Truncation(max_rank=cap, **options)) for cap in (5, 4, 3, 2, 1)] == [4, 4, 1, 1, 1]
+
+
 def test_one_bond_takes_no_list():
     with pytest.raises(RankError, match=r"max_rank: expected a single rank .* use truncation.at_bond"):
         select_rank(torch.ones(3), Truncation(max_rank=[1, 2]))

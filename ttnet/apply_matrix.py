@@ -1,4 +1,4 @@
-"""`apply`: the product of a TT-matrix with a train or a TT-matrix, rounded on the way. A thin face of `products`."""
+"""`apply`: the product of a TT-matrix with a train or a TT-matrix, rounded on the way."""
 
 from typing import Literal, TypeVar, overload
 
@@ -24,7 +24,12 @@ def apply(
 
 @overload
 def apply(
-    matrix: TTMatrix, other: Factor, truncation: Truncation, *, method: str = "auto", return_report: Literal[True]
+    matrix: TTMatrix,
+    other: Factor,
+    truncation: Truncation,
+    *,
+    method: str = "auto",
+    return_report: Literal[True],
 ) -> tuple[Factor, TruncationReport]: ...
 
 
@@ -72,11 +77,17 @@ def apply(
     if not isinstance(matrix, TTMatrix):
         raise DTypeError(f"matrix: expected a TTMatrix, got {type(matrix).__name__}")
     if not isinstance(other, TensorTrain | TTMatrix):
-        raise DTypeError(f"other: expected a TensorTrain or a TTMatrix, got {type(other).__name__}; use @ for tensors")
-    left, right = pair(matrix, other)
+        raise DTypeError(
+            f"other: expected a TensorTrain or a TTMatrix, got {type(other).__name__}; use @ for tensors"
+        )
+    left, right = pair(matrix, other)  # pyright: ignore[reportArgumentType]
     is_train = isinstance(right, TensorTrain)
     cores = tuple(core.unsqueeze(2) for core in right.cores) if is_train else right.cores
-    merged, report = products.apply(left.cores, cores, truncation, method=method, center=right.center)
+    merged, report = products.apply(left.cores, cores, truncation, method=method)
     product = TensorTrain(merged, 0)
-    result = product if is_train else TTMatrix.from_train(product, left.rows, tuple(core.shape[2] for core in cores))
+    result = (
+        product
+        if is_train
+        else TTMatrix.from_train(product, left.rows, tuple(core.shape[2] for core in cores))
+    )
     return (result, report) if return_report else result

@@ -54,7 +54,10 @@ class Layout:
             groups.append(tuple(range(last - tail, last)))
         sizes = [_product(shape, group) for group in groups]
         bonds = [1, *(ranks[group[-1] + 1] for group in groups)]
-        return cls(shape=shape, groups=tuple(groups), chunk=chunk or _rows(sizes[1:-1], bonds, itemsize))
+        chunk = chunk or _rows(sizes[1:-1], bonds, itemsize)
+        # Chunks of one size: a short last one would have short groups.
+        even = -(-batch // max(-(-batch // chunk), 1))
+        return cls(shape=shape, groups=tuple(groups), chunk=max(even, 1))
 
     def fuse(self, cores: Sequence[Tensor]) -> list[Tensor]:
         """The fused cores, at least two of them; differentiable."""
@@ -190,8 +193,9 @@ class Chain:
 
     def __init__(self, cores: Sequence[Tensor], *, is_left: bool) -> None:
         self.matrices = [core.permute(1, 0, 2) if is_left else core.permute(1, 2, 0) for core in cores]
-        self.forward = [matrices.unbind() for matrices in self.matrices]
-        self.backward = [matrices.mT.unbind() for matrices in self.matrices]
+        # The first and the last core are tables, of which no single matrix is taken.
+        self.forward = [[], *(matrices.unbind() for matrices in self.matrices[1:-1])]
+        self.backward = [[], *(matrices.mT.unbind() for matrices in self.matrices[1:-1])]
 
     def grow(self, side: Side) -> tuple[list[Tensor], Tensor]:
         """The vectors that enter each step, in the order of its rows, and the vectors at the meeting bond."""
@@ -204,7 +208,7 @@ class Chain:
         return inputs, vectors
 
     def pull(self, side: Side, inputs: list[Tensor], gradient: Tensor, into: list[Tensor | None]) -> None:
-        """Add to `into`, laid out as the matrices, the gradients of the cores from that of the last vectors."""
+        """Add to `into`, laid out as the matrices, the gradients of the cores from that of the vectors."""
         for depth in range(len(side.steps) - 1, -1, -1):
             step, rows = side.steps[depth], inputs[depth]
             target = into[step.core]
@@ -220,10 +224,9 @@ class Chain:
             else:
                 gradient = back.new_zeros(size, back.shape[1]).index_add_(0, step.parents, back)
         table = into[side.end]
-        if table is not None and side.rows is None:
-            table.squeeze(1).add_(gradient)
-        elif table is not None:
-            table.squeeze(1).index_add_(0, side.rows, gradient)
+        if table is not None:
+            table = table.squeeze(1)
+            table.add_(gradient) if side.rows is None else table.index_add_(0, side.rows, gradient)
 
 
 def _grouped(rows: Tensor, matrices: Sequence[Tensor], step: Step) -> Tensor:

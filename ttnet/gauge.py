@@ -95,7 +95,8 @@ class GaugeMaps:
         new right interface = right[k] @ old right interface      right[k]  (r_new, r_old)
 
     A pure change of gauge has right[k] = left[k]^-1; a cut has right[k] @ left[k] = 1 on fewer directions, so
-    that left[k] @ right[k] projects.
+    that left[k] @ right[k] projects. Where several bonds are cut at once, the relations of a bond hold up to
+    what is discarded at the others; `apply` is exact.
     """
 
     left: tuple[Tensor, ...]

@@ -1,9 +1,10 @@
 """Sums of products of local matrices as a TT-matrix of the smallest ranks, built without a dense matrix.
 
 A Hamiltonian is a sum of terms, each a coefficient and a few local matrices on some sites. At every bond the
-terms form a coefficient matrix, products left of the bond against products right of it, and its rank is the rank
-the bond needs. One sweep from the left factorizes these matrices, bond by bond, into a chosen set of independent
-rows and the combinations that give the others: entries stay sparse, and small integers stay exact.
+terms form a coefficient matrix, products left of the bond against products right of it, and its rank is the
+rank the bond needs. One sweep from the left factorizes these matrices, bond by bond, into a chosen set of
+independent rows and the combinations that give the others: entries stay sparse, and small integers stay
+exact.
 
     terms right of the bond:   Z_3 Z_4     X_2 Z_5     1
     left  1                       J           .        .        rank = dimension of the bond
@@ -82,12 +83,15 @@ def from_terms(
     rows: _Rows = [total]
     cores = []
     for k, alphabet in enumerate(alphabets):
-        combinations, rows = _factorize(_advance(rows, k, alphabet.combinations))
+        combinations, rows = _factorize(_advance(rows, k, alphabet))
         cores.append(combinations.reshape(-1, len(alphabet.basis), len(rows)))
     cores[-1] = cores[-1] * rows[0][()]
     if not all(alphabet.is_independent for alphabet in alphabets):
         cores = _compress_from_right(cores)
-    dense = [np.einsum("aob,omn->amnb", core, alphabet.basis) for core, alphabet in zip(cores, alphabets, strict=True)]
+    dense = [
+        np.einsum("aob,omn->amnb", core, alphabet.basis)
+        for core, alphabet in zip(cores, alphabets, strict=True)
+    ]
     return _to_torch(dense, dtype, device)
 
 
@@ -117,7 +121,8 @@ def pair_terms(matrix: LocalMatrix, first: int, second: int, *, coefficient: com
     u, s, vh = np.linalg.svd(array.transpose(0, 2, 1, 3).reshape(n * n, m * m), full_matrices=False)
     kept = int((s > _ROUNDOFF * max(s[0], np.finfo(float).tiny)).sum())
     return [
-        (coefficient * float(s[i]), {first: u[:, i].reshape(n, n), second: vh[i].reshape(m, m)}) for i in range(kept)
+        (coefficient * float(s[i]), {first: u[:, i].reshape(n, n), second: vh[i].reshape(m, m)})
+        for i in range(kept)
     ]
 
 
@@ -129,7 +134,9 @@ def _read_array(value: LocalMatrix, what: str) -> np.ndarray:
         array = np.asarray(value.detach().cpu().resolve_conj() if isinstance(value, Tensor) else value)
         array = array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
     except (TypeError, ValueError) as error:
-        raise DTypeError(f"terms: expected numbers in the {what}, got {type(value).__name__}: {error}") from None
+        raise DTypeError(
+            f"terms: expected numbers in the {what}, got {type(value).__name__}: {error}"
+        ) from None
     if not np.isfinite(array).all():
         raise NonFiniteError(f"terms: expected finite entries in the {what}, got NaN or infinity")
     return array
@@ -140,11 +147,15 @@ def _read_term(term: Term, sizes: tuple[int, ...], at: int) -> tuple[complex, di
         coefficient, factors = term
         items = list(factors.items())
     except (TypeError, ValueError, AttributeError):
-        raise ShapeError(f"terms: expected pairs (coefficient, {{site: matrix}}), got {term!r} as term {at}") from None
+        raise ShapeError(
+            f"terms: expected pairs (coefficient, {{site: matrix}}), got {term!r} as term {at}"
+        ) from None
     try:
         coefficient = complex(coefficient)
     except (TypeError, ValueError, RuntimeError):
-        raise DTypeError(f"terms: expected a number as coefficient of term {at}, got {coefficient!r}") from None
+        raise DTypeError(
+            f"terms: expected a number as coefficient of term {at}, got {coefficient!r}"
+        ) from None
     if not np.isfinite(coefficient):
         raise NonFiniteError(f"terms: expected a finite coefficient of term {at}, got {coefficient}")
     read = {}
@@ -154,7 +165,9 @@ def _read_term(term: Term, sizes: tuple[int, ...], at: int) -> tuple[complex, di
         array = _read_array(matrix, f"matrix of site {site} in term {at}")
         n = sizes[int(site)]
         if array.shape != (n, n):
-            raise ShapeError(f"terms: expected a matrix of shape {(n, n)} at site {site}, got {array.shape} in term {at}")
+            raise ShapeError(
+                f"terms: expected a matrix of shape {(n, n)} at site {site}, got {array.shape} in term {at}"
+            )
         read[int(site)] = array
     return (coefficient if coefficient.imag else coefficient.real), read
 
@@ -228,17 +241,21 @@ def _add_up(found: dict[_String, list[complex]]) -> dict[_String, complex]:
 # The sweep -------------------------------------------------------------------------------------------------
 
 
-def _advance(rows: _Rows, site: int, combinations: list[list[tuple[int, complex]]]) -> _Rows:
-    """Take one more site to the left: rows (bond, basis of the site) against strings of the sites after it."""
-    count = 1 + max(i for combination in combinations for i, _ in combination)
-    advanced: list[dict[_String, list[complex]]] = [{} for _ in range(len(rows) * count)]
+def _advance(rows: _Rows, site: int, alphabet: _Alphabet) -> _Rows:
+    """Take one more site to the left: rows (bond, basis of the site) against strings of later sites."""
+    count = len(alphabet.basis)
+    found: list[dict[_String, list[complex]]] = [{} for _ in range(len(rows) * count)]
+    advanced: _Rows = [{} for _ in found]
     for a, row in enumerate(rows):
         for string, value in row.items():
             letter = string[0][1] if string and string[0][0] == site else 0
             rest = string[1:] if letter else string
-            for i, factor in combinations[letter]:
-                advanced[a * count + i].setdefault(rest, []).append(value * factor)
-    return [_add_up(row) for row in advanced]
+            if alphabet.is_independent:
+                advanced[a * count + letter][rest] = value
+                continue
+            for i, factor in alphabet.combinations[letter]:
+                found[a * count + i].setdefault(rest, []).append(value * factor)
+    return advanced if alphabet.is_independent else [_add_up(row) for row in found]
 
 
 def _factorize(rows: _Rows) -> tuple[np.ndarray, _Rows]:
@@ -256,6 +273,7 @@ def _factorize(rows: _Rows) -> tuple[np.ndarray, _Rows]:
 def _merge_parallel(rows: _Rows) -> tuple[_Rows, list[int | None], list[complex]]:
     """One leader for each set of parallel rows; the place of its leader and the factor for each row."""
     leaders: _Rows = []
+    peaks: list[_String] = []
     by_pattern: dict[frozenset[_String], list[int]] = {}
     places: list[int | None] = []
     factors: list[complex] = []
@@ -263,26 +281,23 @@ def _merge_parallel(rows: _Rows) -> tuple[_Rows, list[int | None], list[complex]
         place, factor = None, 0.0
         if row:
             same = by_pattern.setdefault(frozenset(row), [])
-            for candidate in same:
-                ratio = _parallel(row, leaders[candidate])
-                if ratio is not None:
-                    place, factor = candidate, ratio
-                    break
-            else:
-                # Leaders have a largest entry of 1, so that rows of all scales compare.
-                factor = max(row.values(), key=abs)
+            place = next((at for at in same if _is_multiple(row, leaders[at], peaks[at])), None)
+            if place is None:
                 place = len(leaders)
-                leaders.append({string: value / factor for string, value in row.items()})
                 same.append(place)
+                # Leaders have a largest entry of 1, so that rows of all scales compare.
+                peaks.append(max(row, key=lambda string: abs(row[string])))
+                leaders.append({string: value / row[peaks[-1]] for string, value in row.items()})
+            factor = row[peaks[place]]
         places.append(place)
         factors.append(factor)
     return leaders, places, factors
 
 
-def _parallel(row: dict[_String, complex], leader: dict[_String, complex]) -> complex | None:
-    peak = max(leader, key=lambda string: abs(leader[string]))
-    ratio = row[peak] / leader[peak]
-    return ratio if all(abs(row[s] - ratio * leader[s]) <= _ROUNDOFF * abs(ratio) for s in row) else None
+def _is_multiple(row: dict[_String, complex], leader: dict[_String, complex], peak: _String) -> bool:
+    factor = row[peak]
+    slack = _ROUNDOFF * abs(factor)
+    return all(abs(value - factor * leader[string]) <= slack for string, value in row.items())
 
 
 def _independent(leaders: _Rows) -> tuple[list[int], np.ndarray]:
@@ -307,7 +322,9 @@ def _independent(leaders: _Rows) -> tuple[list[int], np.ndarray]:
     return chosen, combinations
 
 
-def _skeleton(tangled: list[int], leaders: _Rows, columns: dict[_String, int]) -> tuple[list[int], np.ndarray]:
+def _skeleton(
+    tangled: list[int], leaders: _Rows, columns: dict[_String, int]
+) -> tuple[list[int], np.ndarray]:
     """Rows that span the tangled ones, by a pivoted QR, and the coefficients of all tangled rows in them."""
     if not tangled:
         return [], np.zeros((0, 0))
@@ -323,7 +340,8 @@ def _skeleton(tangled: list[int], leaders: _Rows, columns: dict[_String, int]) -
 def _spanning_rows(matrix: np.ndarray) -> tuple[list[int], np.ndarray]:
     """Rows that span all rows of a matrix, by a pivoted QR, and the coefficients of every row in them."""
     count = len(matrix)
-    r, pivots = scipy.linalg.qr(matrix.T, mode="r", pivoting=True)
+    r, pivots = scipy.linalg.qr(matrix.T, mode="r", pivoting=True)  # pyright: ignore[reportAssignmentType]
+    r = np.asarray(r)
     diagonal = np.abs(np.diagonal(r))
     rank = int((diagonal > _ROUNDOFF * count * diagonal[0]).sum())
     if rank == count:
@@ -335,7 +353,7 @@ def _spanning_rows(matrix: np.ndarray) -> tuple[list[int], np.ndarray]:
 
 
 def _compress_from_right(cores: list[np.ndarray]) -> list[np.ndarray]:
-    """Drop what depends linearly on the right of a bond: needed where different strings make dependent products."""
+    """Drop what depends linearly on the right of a bond, where different strings make dependent products."""
     work = list(cores)
     for k in range(len(work) - 1, 0, -1):
         unfolded = work[k].reshape(len(work[k]), -1)
@@ -350,11 +368,11 @@ def _compress_from_right(cores: list[np.ndarray]) -> list[np.ndarray]:
 def _to_torch(
     cores: list[np.ndarray], dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[Tensor, ...]:
-    is_complex = any(np.iscomplexobj(core) and np.any(core.imag) for core in cores)
+    is_complex = any(np.iscomplexobj(core) and np.any(np.imag(core)) for core in cores)
     if dtype is None:
         default = torch.get_default_dtype()
         dtype = default.to_complex() if is_complex else default
     if is_complex and not dtype.is_complex:
         raise DTypeError(f"dtype: expected a complex one for complex terms, got {dtype}")
-    plain = [core if dtype.is_complex else core.real for core in cores]
+    plain = [core if dtype.is_complex else np.real(core) for core in cores]
     return tuple(torch.tensor(core, device=device).to(dtype) for core in plain)

@@ -1,8 +1,8 @@
 """Operators that are needed again and again: spin chains, Laplacians, shifts.
 
-Chains are open, sites are numbered from 0, and spin operators are S (eigenvalues -s, ..., s), except in `ising`,
-which has Pauli matrices as is usual there. The basis of a site runs from the highest S_z down: for spin 1/2,
-index 0 is up. All Hamiltonians here are real matrices; ranks are the smallest possible.
+Chains are open, sites are numbered from 0, and spin operators are S (eigenvalues -s, ..., s), except in
+`ising`, which has Pauli matrices as is usual there. The basis of a site runs from the highest S_z down: for
+spin 1/2, index 0 is up. All Hamiltonians here are real matrices; ranks are the smallest possible.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,9 @@ def heisenberg(
         ConfigError: `length` is below 1, `spin` is no spin, or `field` has another length.
     """
     chain = _Chain(length, spin)
-    terms = [term for k in range(length - 1) for term in chain.exchange(k, k + 1, coupling, coupling * anisotropy)]
+    terms = [
+        term for k in range(length - 1) for term in chain.exchange(k, k + 1, coupling, coupling * anisotropy)
+    ]
     terms += [(-h, {k: chain.z}) for k, h in enumerate(_by_site(field, length, "field"))]
     return chain.build(terms, dtype, device)
 
@@ -87,7 +89,8 @@ def heisenberg(
 def xx(length: int, *, coupling: float = 1.0, dtype: _Dtype = None, device: _Device = None) -> TTMatrix:
     """Open XX chain of spins 1/2, sum_k J (Sx Sx + Sy Sy)_{k,k+1}; rank 4.
 
-    It is a chain of free fermions: for even length the ground energy is J (1 - 1 / sin(pi / (2 (N + 1)))) / 2.
+    It is a chain of free fermions: for even length the ground energy is J (1 - 1 / sin(pi / (2 (N + 1)))) /
+    2.
 
     Args:
         length: Number of sites N.
@@ -112,7 +115,7 @@ def ising(
     dtype: _Dtype = None,
     device: _Device = None,
 ) -> TTMatrix:
-    """Open Ising chain in a transverse field, -J sum_k Z_k Z_{k+1} - sum_k h_k X_k, with Pauli matrices; rank 3.
+    """Open Ising chain in a transverse field, -J sum_k Z_k Z_{k+1} - sum_k h_k X_k in Pauli matrices; rank 3.
 
     The defaults are critical: the ground energy is 1 - 1 / sin(pi / (4 N + 2)).
 
@@ -161,7 +164,9 @@ def aklt(length: int, *, dtype: _Dtype = None, device: _Device = None) -> TTMatr
         once = chain.exchange(k, k + 1)
         terms += once
         terms += [
-            (a * b / 3, {site: left[site] @ right[site] for site in left}) for a, left in once for b, right in once
+            (a * b / 3, {site: left[site] @ right[site] for site in left})
+            for a, left in once
+            for b, right in once
         ]
     return chain.build(terms, dtype, device)
 
@@ -190,7 +195,7 @@ def majumdar_ghosh(
         Majumdar and Ghosh, J. Math. Phys. 10, 1388 (1969).
     """
     chain = _Chain(length, 0.5)
-    terms = [term for k in range(length - 1) for term in chain.exchange(k, k + 1, coupling)]
+    terms: list[Term] = [term for k in range(length - 1) for term in chain.exchange(k, k + 1, coupling)]
     terms += [term for k in range(length - 2) for term in chain.exchange(k, k + 2, ratio * coupling)]
     return chain.build(terms, dtype, device)
 
@@ -205,7 +210,9 @@ class _Chain:
         self.length, self.size = length, matrices["z"].shape[0]
         self.z, self.plus, self.minus = matrices["z"], matrices["+"], matrices["-"]
 
-    def exchange(self, i: int, j: int, coupling: float = 1.0, axial: float | None = None) -> list[Term]:
+    def exchange(
+        self, i: int, j: int, coupling: float = 1.0, axial: float | None = None
+    ) -> list[tuple[float, dict[int, Tensor]]]:
         """Terms of J (Sx Sx + Sy Sy) + J_z Sz Sz between sites i and j; `axial` is J_z, by default J."""
         return [
             (coupling if axial is None else axial, {i: self.z, j: self.z}),
@@ -213,7 +220,7 @@ class _Chain:
             (coupling / 2, {i: self.minus, j: self.plus}),
         ]
 
-    def build(self, terms: list[Term], dtype: _Dtype, device: _Device) -> TTMatrix:
+    def build(self, terms: Sequence[Term], dtype: _Dtype, device: _Device) -> TTMatrix:
         return TTMatrix.from_terms(terms, [self.size] * self.length, dtype=dtype, device=device)
 
 
@@ -257,7 +264,8 @@ def laplace(
     sizes = check_shape([shape] if isinstance(shape, int) else shape)
     kinds, weights = _by_dimension(boundary, spacing, len(sizes))
     terms: list[Term] = [
-        (weight, {k: _second_difference(n, kind)}) for k, (n, kind, weight) in enumerate(zip(sizes, kinds, weights, strict=True))
+        (weight, {k: _second_difference(n, kind)})
+        for k, (n, kind, weight) in enumerate(zip(sizes, kinds, weights, strict=True))
     ]
     return TTMatrix.from_terms(terms, sizes, dtype=dtype, device=device)
 
@@ -294,7 +302,9 @@ def qtt_laplace(
     dtype: _Dtype = None,
     device: _Device = None,
 ) -> TTMatrix:
-    """The matrix of `laplace` on 2^levels points a dimension, in quantics form; rank 3 in one dimension, 4 in more.
+    """The matrix of `laplace` on 2^levels points a dimension, in quantics form, of the smallest ranks.
+
+    They are 3 in one dimension and 4 in more, one more with Neumann boundaries.
 
     An index is written in binary, most significant digit first, each digit a mode, one dimension after the
     other: the modes that `tensor.reshape(2, 2, ..., 2)` gives.
@@ -355,15 +365,19 @@ def qtt_shift(
     return TTMatrix.from_terms(terms, [2] * count, dtype=dtype, device=device)
 
 
-_DIGITS = {(i, j): torch.eye(2, dtype=torch.float64)[:, [i]] @ torch.eye(2, dtype=torch.float64)[[j]] for i in (0, 1) for j in (0, 1)}
+_DIGITS = {
+    (i, j): torch.eye(2, dtype=torch.float64)[:, [i]] @ torch.eye(2, dtype=torch.float64)[[j]]
+    for i in (0, 1)
+    for j in (0, 1)
+}
 """Matrices of one binary digit with a single 1 at (i, j)."""
 
 
 def _increments(start: int, count: int, *, periodic: bool) -> list[dict[int, Tensor]]:
-    """Products of digit matrices whose sum is the shift: ...0111 -> ...1000 for each number of trailing ones."""
+    """Products of digit matrices whose sum is the shift: ...0111 to ...1000, for any number of trailing 1."""
     strings = []
     for k in range(start, start + count):
-        string = {site: _DIGITS[1, 0] for site in range(k + 1, start + count)}
+        string = dict.fromkeys(range(k + 1, start + count), _DIGITS[1, 0])
         strings.append({k: _DIGITS[0, 1], **string})
     if periodic:
         strings.append(dict.fromkeys(range(start, start + count), _DIGITS[1, 0]))

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Spectra = Sequence[Sequence[float]]
 
 
-def plot_spectra(spectra: Spectra, labels: Sequence[str] | None = None, *, axes: "Axes | None" = None) -> "Figure":
+def plot_spectra(
+    spectra: Spectra, labels: Sequence[str] | None = None, *, axes: "Axes | None" = None
+) -> "Figure":
     """Singular values of every bond, each relative to its largest, on a logarithmic axis.
 
     Args:
@@ -55,8 +57,8 @@ def plot_ranks(history: Sequence[Mapping[str, Any]], labels: Sequence[str] | Non
     """Ranks of all bonds over the epochs, and below them the spectrum of each bond as it changed.
 
     Args:
-        history: One mapping for each epoch: `epoch`, `ranks` (all d + 1 of them) and, where known, `spectra` (for
-            each bond its singular values).
+        history: One mapping for each epoch: `epoch`, `ranks` (all d + 1 of them) and, where known, `spectra`
+            (for each bond its singular values).
         labels: Name of each bond; their numbers by default.
 
     Returns:

@@ -86,8 +86,6 @@ def random_cores(
     source = "cpu" if generator is None else generator.device
     cores = []
     for left, n, right in zip(ranks, sizes, ranks[1:], strict=False):
-        core = torch.randn(left, n, right, generator=generator, dtype=working, device=source) / math.sqrt(
-            left
-        )
-        cores.append(core.to(dtype=dtype, device=device))
+        core = torch.randn(left, n, right, generator=generator, dtype=working, device=source)
+        cores.append((core / math.sqrt(left)).to(dtype=dtype, device=device))
     return tuple(cores)

@@ -1,4 +1,4 @@
-"""One process of a tiny distributed job; `test_distributed.py` starts two of them and compares what they write."""
+"""One process of a tiny distributed job; `test_distributed.py` starts two and compares what they write."""
 
 import copy
 import sys
@@ -30,7 +30,11 @@ class Net(nn.Module):
 
 
 def job(
-    process: int, ranks: RankSchedule | AdaptiveRanks, make: type[torch.optim.Optimizer], *, nudge: float = 0.0
+    process: int,
+    ranks: RankSchedule | AdaptiveRanks,
+    make: type[torch.optim.Optimizer],
+    *,
+    nudge: float = 0.0,
 ) -> dict[str, object]:
     """Train with a sweep after each epoch; every process has data of its own."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The scheduler where a learning rate scheduler stands: when it sweeps, what it refuses, what it leaves alone."""
+"""The scheduler where a learning rate scheduler stands: when it sweeps, what it refuses, what it keeps."""
 
 import copy
 import io
@@ -699,7 +699,7 @@ def test_ranks_regrow_within_the_capacity_and_not_above_it():
 
 
 def teacher_runs(state: str, gauge: str) -> list[float]:
-    """Losses of a fit to a teacher of rank 3, relative to just after a cut from 6 to 3, in the steps after it."""
+    """Losses of a fit to a teacher of rank 3 after a cut from 6 to 3, relative to just after the cut."""
     parameter = TTParameter(random_cores((4, 4, 4, 4, 4), 6, seed=1, dtype=torch.float64))
     target = contract(random_cores((4, 4, 4, 4, 4), 3, seed=2, dtype=torch.float64))
     target += 0.01 * torch.randn(target.shape, dtype=target.dtype)

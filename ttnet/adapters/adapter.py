@@ -77,6 +77,7 @@ class TTAdapter(nn.Module):
         self._trainable: dict[str, bool] = {}
         self._handles: list[Any] = []
         self._install()
+        self.train(model.training)
 
     # Reading -----------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ def load(model: nn.Module, directory: str | Path) -> TTAdapter:
         for key, value in model.get_submodule(name).state_dict().items()
     }
     state = files.check_modules(saved, whole)
+    _warn_of_other_weights(model, saved, directory)
     adapter = _install(model, saved.config, layout, saved.train, saved.scale, names)
     with torch.no_grad():
         for name, value in state.items():
@@ -173,6 +174,9 @@ def _check_base(model: nn.Module, saved: files.SavedAdapter, directory: str | Pa
             f"{saved.base['linear_widths']}, this {type(model).__name__} has {widths}; load it on "
             "the model it was made on"
         )
+
+
+def _warn_of_other_weights(model: nn.Module, saved: files.SavedAdapter, directory: str | Path) -> None:
     for name, numbers in dict(saved.base.get("sample") or {}).items():
         found = _sample(_weight(model, name))
         if not numbers or not found:

@@ -212,10 +212,11 @@ def check_modules(saved: SavedAdapter, state: Mapping[str, Tensor]) -> Mapping[s
         raise FormatError(
             f"modules_to_save: file and model differ in {names[:4]}; load it on {describe(saved.base)}"
         )
-    for name, value in saved.modules.items():
-        if value.shape != state[name].shape:
+    for name, present in state.items():
+        value = saved.modules[name]
+        if value.shape != present.shape:
             raise ShapeError(
-                f"{name}: expected shape {tuple(state[name].shape)} for this model, found "
+                f"{name}: expected shape {tuple(present.shape)} for this model, found "
                 f"{tuple(value.shape)} in the file; build the model with the same number of labels"
             )
     return saved.modules

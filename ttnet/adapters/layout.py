@@ -204,6 +204,9 @@ def make_layout(
         for site in sites:
             if axis not in site.coordinates:
                 raise pattern.error(axis, _no_label(axis, site))
+            label = site.coordinates[axis]
+            if isinstance(label, bool) or not isinstance(label, int | str):
+                raise pattern.error(axis, f"{site.name!r} has the label {label!r}; use an integer or a text")
     seen: dict[tuple[tuple[str, Label], ...], str] = {}
     for site in sites:
         key = tuple(sorted(site.coordinates.items()))

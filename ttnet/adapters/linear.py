@@ -48,8 +48,8 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Module, adapter: "TTAdapter", site: int) -> None:
         super().__init__()
         self.base = base
-        widths = linear_widths(base)
-        self.in_features, self.out_features = widths if widths is not None else (0, 0)
+        own = adapter.layout.sites[site]
+        self.in_features, self.out_features = own.in_features, own.out_features
         self.site = site
         self.transposed = is_conv1d(base)
         # Registering the adapter here as well would save it once for each matrix.

@@ -46,6 +46,9 @@ def find_saved_modules(model: nn.Module, names: Sequence[str] | None) -> tuple[s
     found: list[str] = []
     for suffix in HEADS if names is None else names:
         matching = [name for name, _ in model.named_modules() if name and _has_suffix(name, suffix)]
+        if names is None:
+            # A part of a layer may have such a name too: what stands in a named list of layers is no head.
+            matching = [name for name in matching if not coordinates(name, model).get("stack")]
         if not matching and names is not None:
             children = [name for name, _ in model.named_modules() if name]
             raise ConfigError(f"modules_to_save: no module is called {suffix!r}; {_close(suffix, children)}")

@@ -66,13 +66,13 @@ class Workspace:
     def begin(self) -> None:
         """A forward pass of the model begins."""
         self._held = None
-        self.inside = True
         self.tracked = torch.is_grad_enabled() and self._requires_grad()
         if self.tracked:
             self._checkpointed = False
             self._current = self._replayed = self._build()
         else:
             self._current = self._cache()
+        self.inside = True
 
     def end(self) -> None:
         """It has ended, well or badly."""

@@ -1,1 +1,1 @@
-"""The commands of `ttnet`: fine-tune a pretrained transformer with a tensor-train adapter, look at a saved one."""
+"""The commands of `ttnet`: fine-tune a transformer with a tensor-train adapter, inspect a saved one."""

@@ -1,4 +1,4 @@
-"""The classifier alone on the frozen model: features once, then the head on them, as a floor for every adapter."""
+"""The classifier alone on the frozen model: features once, then the head on them; a floor for adapters."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,9 @@ class HeadBaseline:
             self._fit(*cached["train"], rate, task.space.regression)
             scores = {split: self._score(task, *data) for split, data in cached.items() if split != "train"}
             count = sum(parameter.numel() for parameter in self.module.parameters())
-            results.append(HeadResult(dev=scores["dev"], test=scores.get("test", {}), lr=rate, parameters=count))
+            results.append(
+                HeadResult(dev=scores["dev"], test=scores.get("test", {}), lr=rate, parameters=count)
+            )
             self.module.load_state_dict(self.initial)
         return max(results, key=lambda result: result.dev[task.metrics[0]])
 
@@ -98,7 +100,9 @@ class HeadBaseline:
         reduced = self.options.dtype == "bf16"
         try:
             for start in range(0, len(documents), 64):
-                batch = self.collate([{k: v for k, v in row.items() if k != "labels"} for row in documents[start : start + 64]])
+                batch = self.collate(
+                    [{k: v for k, v in row.items() if k != "labels"} for row in documents[start : start + 64]]
+                )
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=reduced):
                     outputs = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
                 inputs = seen.pop().float()
@@ -110,7 +114,9 @@ class HeadBaseline:
 
     def _cache(self, documents: list[Features]) -> tuple[Tensor, Tensor]:
         order = sorted(range(len(documents)), key=lambda position: -len(documents[position]["input_ids"]))
-        features = torch.cat([inputs for inputs, _ in self._features([documents[position] for position in order])])
+        features = torch.cat(
+            [inputs for inputs, _ in self._features([documents[position] for position in order])]
+        )
         labels = torch.tensor([documents[position]["labels"] for position in order], device=features.device)
         return features, labels
 

@@ -10,7 +10,7 @@ from ttnet.cli.tasks import Split
 
 Features = dict[str, Any]
 POOL = 8
-"""Batches from which documents of like length are put together: larger saves padding, smaller mixes better."""
+"""Batches from which documents of like length are put together: more save padding, fewer mix better."""
 
 
 def tokenize(split: Split, tokenizer: Any, max_length: int) -> list[Features]:
@@ -40,7 +40,7 @@ def tokenize(split: Split, tokenizer: Any, max_length: int) -> list[Features]:
 class LengthGroupedSampler(Sampler[int]):
     """Random order in which neighbors have like lengths; a function of seed and epoch alone.
 
-    Documents are shuffled, sorted by length within pools of some batches, and the batches shuffled again. Resuming
+    Documents are shuffled, sorted by length within pools of some batches, and the batches shuffled. Resuming
     in the middle of an epoch finds the same order, which a sampler on the global random state does not give.
 
     Args:

@@ -20,7 +20,8 @@ def read_rows(path: Path) -> list[Row]:
     """Read a table, its kind told by its suffix.
 
     Args:
-        path: A `.jsonl`, `.csv` or `.tsv` file, or one of these with `.gz` behind it; CSV and TSV begin with column names.
+        path: A `.jsonl`, `.csv` or `.tsv` file, or one of these with `.gz` behind it; CSV and TSV begin with
+            column names.
 
     Returns:
         One dict for each row.
@@ -30,7 +31,9 @@ def read_rows(path: Path) -> list[Row]:
     """
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in SUFFIXES:
-        raise FormatError(f"{path}: cannot tell its kind; expected a name that ends in {', '.join(SUFFIXES)} (or .gz)")
+        raise FormatError(
+            f"{path}: cannot tell its kind; expected a name that ends in {', '.join(SUFFIXES)} (or .gz)"
+        )
     try:
         with _open(path) as stream:
             rows = list(_json_lines(stream, path) if kind == ".jsonl" else _delimited(stream, path, kind))
@@ -58,7 +61,9 @@ def _json_lines(stream: TextIO, path: Path) -> Iterator[Row]:
         except ValueError as error:
             raise FormatError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise FormatError(f"{path}, line {number}: expected an object with named fields, got {type(row).__name__}")
+            raise FormatError(
+                f"{path}, line {number}: expected an object with named fields, got {type(row).__name__}"
+            )
         yield row
 
 
@@ -73,7 +78,7 @@ def _delimited(stream: TextIO, path: Path, kind: str) -> Iterator[Row]:
             continue
         if len(fields) != len(names):
             raise FormatError(
-                f"{path}, line {reader.line_num}: {len(fields)} fields, but the first line names {len(names)} columns"
+                f"{path}, line {reader.line_num}: {len(fields)} fields, the first line has {len(names)}"
             )
         yield dict(zip(names, fields, strict=True))
 

@@ -1,5 +1,6 @@
 """The command `ttnet finetune`: its options, and nothing that is slow to import."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,9 @@ def finetune(
     *,
     model: Annotated[str, _option("Hub name, directory, or `minilm`, which comes with a package.", DATA)],
     task: Annotated[str | None, _option("GLUE task (cola, sst2, mrpc, ...) or `reuters-r8`.", DATA)] = None,
-    data_dir: Annotated[Path | None, _option("Reads DATA_DIR/TASK/{train,dev,test}.jsonl[.gz].", DATA)] = None,
+    data_dir: Annotated[
+        Path | None, _option("Reads DATA_DIR/TASK/{train,dev,test}.jsonl[.gz].", DATA)
+    ] = None,
     train_file: Annotated[Path | None, _option("Training data: .jsonl, .csv, .tsv, also .gz.", DATA)] = None,
     dev_file: Annotated[Path | None, _option("Dev data; by default 10 % of the training data.", DATA)] = None,
     test_file: Annotated[Path | None, _option("Test data, scored once at the end.", DATA)] = None,
@@ -31,7 +34,9 @@ def finetune(
     problem: Annotated[str, _option("auto, classification or regression.", DATA)] = "auto",
     metric: Annotated[str | None, _option("Metric that chooses the best checkpoint.", DATA)] = None,
     train_samples: Annotated[int | None, _option("Train on a seeded subset of this size.", DATA)] = None,
-    full: Annotated[bool, _option("All of reuters-r8 instead of its default subset.", DATA, "--full")] = False,
+    full: Annotated[
+        bool, _option("All of reuters-r8 instead of its default subset.", DATA, "--full")
+    ] = False,
     data_seed: Annotated[int, _option("Seed of subsets and of a dev split made here.", DATA)] = 0,
     method: Annotated[str, _option("tt, lora (by peft), or classifier (the head alone).", ADAPTER)] = "tt",
     pattern: Annotated[
@@ -52,36 +57,58 @@ def finetune(
     max_cut: Annotated[int, _option("Adaptive ranks: most ranks a bond loses in a sweep.", ADAPTER)] = 4,
     patience: Annotated[int, _option("Adaptive ranks: epochs between two cuts.", ADAPTER)] = 1,
     rank_warmup: Annotated[int, _option("Adaptive ranks: epochs before the first sweep.", ADAPTER)] = 1,
-    dmrg_mode: Annotated[str, _option("truncate (proper rounding) or paper (its literal sweep).", ADAPTER)] = "truncate",
+    dmrg_mode: Annotated[
+        str, _option("truncate (proper rounding) or paper (its literal sweep).", ADAPTER)
+    ] = "truncate",
     state: Annotated[str, _option("Moments at a sweep: transport or reset.", ADAPTER)] = "transport",
     gauge: Annotated[
         str | None, _option("After a sweep: nearest (the default), canonical or balanced.", ADAPTER)
     ] = None,
     alpha: Annotated[float, _option("Factor of dW.", ADAPTER)] = 1.0,
     init: Annotated[
-        str | None, _option("Initialization by core, `zero-identity-identity-identity`; normal is the third.", ADAPTER)
+        str | None,
+        _option("Initialization by core, `zero-identity-identity-identity`; normal is the third.", ADAPTER),
     ] = None,
     target_modules: Annotated[
         str | None,
-        _option("Comma list of name endings, a regular expression, or all-linear; by default query and value.", ADAPTER),
+        _option(
+            "Comma list of name endings, a regular expression, or all-linear; by default query and value.",
+            ADAPTER,
+        ),
     ] = None,
-    lr: Annotated[float | None, _option("Learning rate; the default depends on the method.", TRAINING)] = None,
+    lr: Annotated[
+        float | None, _option("Learning rate; the default depends on the method.", TRAINING)
+    ] = None,
     head_lr: Annotated[float | None, _option("Learning rate of the head, if another.", TRAINING)] = None,
     weight_decay: Annotated[float, _option("Weight decay.", TRAINING)] = 0.0,
-    warmup_ratio: Annotated[float, _option("Share of the steps with a rising learning rate.", TRAINING)] = 0.06,
-    schedule: Annotated[str, _option("linear, cosine, constant or constant_with_warmup.", TRAINING)] = "linear",
-    max_grad_norm: Annotated[float, _option("Gradients are clipped to this norm; 0 leaves them.", TRAINING)] = 1.0,
+    warmup_ratio: Annotated[
+        float, _option("Share of the steps with a rising learning rate.", TRAINING)
+    ] = 0.06,
+    schedule: Annotated[
+        str, _option("linear, cosine, constant or constant_with_warmup.", TRAINING)
+    ] = "linear",
+    max_grad_norm: Annotated[
+        float, _option("Gradients are clipped to this norm; 0 leaves them.", TRAINING)
+    ] = 1.0,
     epochs: Annotated[int, _option("Passes over the training data.", TRAINING)] = 3,
     batch_size: Annotated[int, _option("Documents of a batch on each device.", TRAINING)] = 32,
     gradient_accumulation: Annotated[int, _option("Batches of an optimizer step.", TRAINING)] = 1,
     max_length: Annotated[int, _option("Tokens kept of a document.", TRAINING)] = 128,
+    dropout: Annotated[
+        float | None, _option("Dropout of the model, if another; 0 is fastest on a CPU.", TRAINING)
+    ] = None,
+    attention: Annotated[
+        str, _option("Kernel: sdpa, eager, or auto (eager for bf16 on a CPU).", TRAINING)
+    ] = "auto",
     seed: Annotated[int, _option("Seed of everything but the data.", TRAINING)] = 0,
     dtype: Annotated[str, _option("float32, or autocast to bf16 or fp16 (GPU).", TRAINING)] = "float32",
     threads: Annotated[int | None, _option("CPU threads of torch.", TRAINING)] = None,
     output: Annotated[Path, _option("Directory to write; new or empty.", OUTPUT)],
     save_steps: Annotated[int | None, _option("Checkpoints also after this many steps.", OUTPUT)] = None,
     keep_checkpoints: Annotated[int, _option("Checkpoints that stay on disk.", OUTPUT)] = 3,
-    report_to: Annotated[str | None, _option("Loggers of transformers: tensorboard, wandb, ...", OUTPUT)] = None,
+    report_to: Annotated[
+        str | None, _option("Loggers of transformers: tensorboard, wandb, ...", OUTPUT)
+    ] = None,
     compare_classifier: Annotated[
         bool, _option("Score the classifier alone on the frozen model too.", OUTPUT, "--compare-classifier")
     ] = False,
@@ -133,6 +160,8 @@ def finetune(
         batch_size=batch_size,
         gradient_accumulation=gradient_accumulation,
         max_length=max_length,
+        dropout=dropout,
+        attention=attention,
         seed=seed,
         dtype=dtype,
         threads=threads,
@@ -148,7 +177,8 @@ def finetune(
     # Torch and transformers are imported when a run begins, not for --help or a typo.
     from ttnet.cli.run import run
 
-    run(options, Console(quiet=quiet, highlight=False))
+    # In a distributed job only the first process speaks.
+    run(options, Console(quiet=quiet or os.environ.get("RANK", "0") != "0", highlight=False))
 
 
 def _targets(text: str | None) -> tuple[str, ...] | str | None:

@@ -26,10 +26,14 @@ class GlueTask:
 
 
 GLUE: dict[str, GlueTask] = {
-    "cola": GlueTask(columns=("sentence",), classes=("unacceptable", "acceptable"), metrics=("matthews", "accuracy")),
+    "cola": GlueTask(
+        columns=("sentence",), classes=("unacceptable", "acceptable"), metrics=("matthews", "accuracy")
+    ),
     "sst2": GlueTask(columns=("sentence",), classes=("negative", "positive")),
     "mrpc": GlueTask(
-        columns=("sentence1", "sentence2"), classes=("not_equivalent", "equivalent"), metrics=("accuracy", "f1")
+        columns=("sentence1", "sentence2"),
+        classes=("not_equivalent", "equivalent"),
+        metrics=("accuracy", "f1"),
     ),
     "qqp": GlueTask(
         columns=("question1", "question2"), classes=("not_duplicate", "duplicate"), metrics=("accuracy", "f1")

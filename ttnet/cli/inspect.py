@@ -20,12 +20,16 @@ SHOWN = 6
 
 @reported
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="Where an adapter was saved, or the output of `ttnet finetune`.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Where an adapter was saved, or the output of `ttnet finetune`.")
+    ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, whole spectra included.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, whole spectra included.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Show a saved adapter: pattern, axes, ranks, spectrum and entropy of each bond, and its size beside LoRA's."""
+    """Show a saved adapter: pattern, axes, ranks, spectrum and entropy of each bond, size beside LoRA's."""
     del debug
     from ttnet.adapters import files
 
@@ -92,7 +96,9 @@ def _show(console: Console, directory: Path, found: dict[str, Any]) -> None:
         labels = ", ".join(axis["labels"][:SHOWN]) + (", ..." if len(axis["labels"]) > SHOWN else "")
         axes.add_row(axis["axis"], str(axis["size"]), labels)
     console.print(axes)
-    bonds = Table("bond", "rank", "entropy", "singular values", title=f"norm {found['norm']:.4g}", title_justify="left")
+    bonds = Table(
+        "bond", "rank", "entropy", "singular values", title=f"norm {found['norm']:.4g}", title_justify="left"
+    )
     for bond in found["bonds"]:
         values = " ".join(f"{value:.3g}" for value in bond["spectrum"][:SHOWN])
         more = " ..." if len(bond["spectrum"]) > SHOWN else ""
@@ -101,6 +107,7 @@ def _show(console: Console, directory: Path, found: dict[str, Any]) -> None:
     times = found["lora_parameters"] / found["parameters"]
     console.print(
         f"{found['parameters']:,} parameters; LoRA of rank {found['lora_rank']} on the same matrices: "
-        f"{found['lora_parameters']:,} ({times:.1f} times); saved beside them: {found['saved_module_parameters']:,}",
+        f"{found['lora_parameters']:,} ({times:.1f} times); "
+        f"saved beside them: {found['saved_module_parameters']:,}",
         soft_wrap=True,
     )

@@ -15,17 +15,17 @@ class LabelSpace:
     """The values a label can take.
 
     Args:
-        values: What stands in the file for each class, by class index; empty for a regression.
-        names: What each class is called, by class index; empty for a regression.
+        names: What each class is called in the files, by class index; empty for a regression.
+        numbered: Whether the files may also say the index of a class.
     """
 
-    values: tuple[int | str, ...] = ()
     names: tuple[str, ...] = ()
+    numbered: bool = False
 
     @property
     def regression(self) -> bool:
         """Whether labels are numbers, not classes."""
-        return not self.values
+        return not self.names
 
     def encode(self, raw: Sequence[Any], where: str) -> list[Label]:
         """Class index or number of every label, None where there is none.
@@ -42,20 +42,23 @@ class LabelSpace:
         """
         if self.regression:
             return [None if label is None else _number(label, where) for label in _cleaned(raw)]
-        index = {str(value): position for position, value in enumerate(self.values)}
-        index |= {name: position for position, name in enumerate(self.names) if name not in index}
+        index = {name: position for position, name in enumerate(self.names)}
+        if self.numbered:
+            index |= {str(position): position for position in range(len(self.names))}
         found = [None if label is None else str(_canonical(label)) for label in _cleaned(raw)]
         # GLUE marks a missing label by -1.
         unknown = [label for label in found if label is not None and label not in index and label != "-1"]
         if unknown:
             raise FormatError(
-                f"{where}: label {unknown[0]!r} is none of the classes {list(self.names)} of the training data; "
-                "correct the file, or say --problem regression if labels are numbers"
+                f"{where}: label {unknown[0]!r} is none of the classes {list(self.names)} of the training "
+                "data; correct the file, or say --problem regression if labels are numbers"
             )
         return [None if label is None else index.get(label) for label in found]
 
 
-def label_space(raw: Sequence[Any], classes: Sequence[str], regression: bool | None, where: str) -> LabelSpace:
+def label_space(
+    raw: Sequence[Any], classes: Sequence[str], regression: bool | None, where: str
+) -> LabelSpace:
     """Find out from the training labels whether they are classes, and which.
 
     Args:
@@ -79,15 +82,13 @@ def label_space(raw: Sequence[Any], classes: Sequence[str], regression: bool | N
     distinct = set(present)
     if classes:
         distinct.discard(-1)
-        if distinct <= set(range(len(classes))):
-            return LabelSpace(values=tuple(range(len(classes))), names=tuple(classes))
-        if distinct <= set(classes):
-            return LabelSpace(values=tuple(classes), names=tuple(classes))
+        if distinct <= {*range(len(classes)), *classes}:
+            return LabelSpace(names=tuple(classes), numbered=True)
     if len(distinct) < 2:
         raise FormatError(f"{where}: every label is {present[0]!r}; at least two classes are needed")
-    whole = all(isinstance(label, int) for label in distinct)
-    values = tuple(sorted(distinct) if whole else sorted(map(str, distinct)))
-    return LabelSpace(values=values, names=tuple(str(value) for value in values))
+    numbers = [label for label in distinct if isinstance(label, int)]
+    names = tuple(map(str, sorted(numbers) if len(numbers) == len(distinct) else sorted(map(str, distinct))))
+    return LabelSpace(names=names)
 
 
 def _cleaned(raw: Sequence[Any]) -> list[Any]:

@@ -39,8 +39,8 @@ class Adapted:
         """What a record of the history says of the adapter.
 
         Returns:
-            `parameters`, `ranks` (all d + 1, none for the head alone), and of a train `spectra` (singular values of
-            each bond).
+            `parameters`, `ranks` (all d + 1, none for the head alone), and of a train `spectra` (the singular
+            values of each bond).
         """
         record: Record = {"parameters": count_parameters(self.model, self.head), "ranks": self.ranks}
         if self.adapter is not None:

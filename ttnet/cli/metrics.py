@@ -15,7 +15,7 @@ def _pair(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Array, Arr
     left, right = np.asarray(predictions), np.asarray(labels)
     if left.ndim != 1 or left.shape != right.shape or left.size == 0:
         raise ShapeError(
-            f"predictions and labels must be vectors of one length, at least 1; got {left.shape} and {right.shape}"
+            f"predictions, labels: expected two vectors of one length, got {left.shape} and {right.shape}"
         )
     return left, right
 

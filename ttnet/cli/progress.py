@@ -59,7 +59,9 @@ class EpochReport(TrainerCallback):
         del args, control, kwargs
         self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Keep the mean training loss of the epoch, which is logged just before the evaluation."""
         del args, state, control, kwargs
         if logs and "loss" in logs:

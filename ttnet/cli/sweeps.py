@@ -55,7 +55,13 @@ def sweep_callback(
     if options.max_loss_increase is not None:
         extra["problem"] = held_loss(adapter, options, documents, collate)
     return DMRGCallback(
-        adapter, ranks, mode=options.dmrg_mode, state=options.state, gauge=options.gauge, seed=options.seed, **extra
+        adapter,
+        ranks,
+        mode=options.dmrg_mode,
+        state=options.state,
+        gauge=options.gauge,
+        seed=options.seed,
+        **extra,
     )
 
 
@@ -73,7 +79,7 @@ def held_loss(
     Returns:
         A closure that returns the loss.
     """
-    model: nn.Module = adapter.model
+    model: nn.Module = adapter.__dict__["model"]
     size = 2 * options.batch_size
     chosen = documents[: HELD_BATCHES * options.batch_size]
     batches = [collate(chosen[start : start + size]) for start in range(0, len(chosen), size)]
@@ -83,7 +89,9 @@ def held_loss(
         training = model.training
         model.eval()
         try:
-            losses = [model(**{name: value.to(device) for name, value in batch.items()}).loss for batch in batches]
+            losses = [
+                model(**{name: value.to(device) for name, value in batch.items()}).loss for batch in batches
+            ]
         finally:
             model.train(training)
         return torch.stack(losses).mean()
@@ -100,4 +108,5 @@ def sweep_reports(callback: DMRGCallback | None) -> dict[int, Record]:
     Returns:
         Report as plain data, by completed epochs.
     """
-    return {} if callback is None else {report.epoch: report.as_dict() for report in callback.reports}
+    reports = [] if callback is None else callback.reports
+    return {report.epoch: report.as_dict() for report in reports if report.epoch is not None}

@@ -118,7 +118,9 @@ def _assemble(options: FinetuneOptions, name: str, known: GlueTask | None, table
         _regression(options, known),
         where,
     )
-    splits = {split: _split(rows, where, columns, options, space, notes) for split, (where, rows) in tables.items()}
+    splits = {
+        split: _split(rows, where, columns, options, space, notes) for split, (where, rows) in tables.items()
+    }
     train, dev, test = splits["train"], splits.get("dev"), splits.get("test")
     if train.labels is None:
         raise FormatError(f"{where}: has no labels to train on")
@@ -131,7 +133,9 @@ def _assemble(options: FinetuneOptions, name: str, known: GlueTask | None, table
     wanted = options.train_samples or (None if options.full else SUBSET.get(name))
     if wanted is not None and wanted < len(train):
         hint = "" if options.train_samples else "; --full trains on all"
-        notes.append(f"trains on a subset: {wanted} of {len(train)} documents (data seed {options.data_seed}){hint}")
+        notes.append(
+            f"trains on a subset: {wanted} of {len(train)} documents (data seed {options.data_seed}){hint}"
+        )
         train = train.take(sorted(order.permutation(len(train))[:wanted]))
     if not len(train):
         raise FormatError(f"{where}: no training documents are left beside the dev split; give more")
@@ -157,11 +161,15 @@ def _metrics(options: FinetuneOptions, known: GlueTask | None, space: LabelSpace
     fitting = [name for name in METRICS if (name in REGRESSION_METRICS) == space.regression]
     if options.metric not in fitting:
         kind = "regression" if space.regression else "classification"
-        raise ConfigError(f"--metric {options.metric!r} is no metric of a {kind}; choose from {', '.join(fitting)}")
+        raise ConfigError(
+            f"--metric {options.metric!r} is no metric of a {kind}; choose from {', '.join(fitting)}"
+        )
     return (options.metric, *(name for name in names if name != options.metric))
 
 
-def _text_columns(options: FinetuneOptions, known: GlueTask | None, where: str, rows: list[Row]) -> tuple[str, ...]:
+def _text_columns(
+    options: FinetuneOptions, known: GlueTask | None, where: str, rows: list[Row]
+) -> tuple[str, ...]:
     present = column_names(rows)
     if options.text_columns is not None:
         wanted = options.text_columns
@@ -174,17 +182,22 @@ def _text_columns(options: FinetuneOptions, known: GlueTask | None, where: str, 
     missing = [name for name in wanted if name not in present]
     if missing:
         raise FormatError(
-            f"{where}: --text-columns {','.join(wanted)}: there is no column {missing[0]!r}; the file has {present}"
+            f"{where}: --text-columns {','.join(wanted)}: there is no column {missing[0]!r}; "
+            f"the file has {present}"
         )
     if len(wanted) > 2:
-        raise ConfigError(f"--text-columns {','.join(wanted)}: expected one or two columns, got {len(wanted)}")
+        raise ConfigError(
+            f"--text-columns {','.join(wanted)}: expected one or two columns, got {len(wanted)}"
+        )
     return wanted
 
 
 def _labels(rows: list[Row], column: str, where: str) -> list[Any]:
     present = column_names(rows)
     if column not in present:
-        raise FormatError(f"{where}: --label-column {column}: there is no column {column!r}; the file has {present}")
+        raise FormatError(
+            f"{where}: --label-column {column}: there is no column {column!r}; the file has {present}"
+        )
     return [row.get(column) for row in rows]
 
 
@@ -227,7 +240,9 @@ def _directory_tables(data_dir: Path, name: str) -> dict[str, tuple[str, list[Ro
     folder = data_dir / (name if name in matches else matches[0])
     tables: dict[str, tuple[str, list[Row]]] = {}
     for split, stems in SPLITS.items():
-        candidates = [folder / f"{stem}{kind}{gz}" for stem in stems for kind in SUFFIXES for gz in ("", ".gz")]
+        candidates = [
+            folder / f"{stem}{kind}{gz}" for stem in stems for kind in SUFFIXES for gz in ("", ".gz")
+        ]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is not None:
             tables[split] = (str(path), read_rows(path))
@@ -252,7 +267,11 @@ def _hub_tables(name: str, known: GlueTask | None) -> dict[str, tuple[str, list[
             "give --data-dir with local files"
         ) from None
     splits = {"train": "train", "dev": known.dev, "test": known.test}
-    return {split: (f"{name} {hub}", list(table[hub])) for split, hub in splits.items() if hub in table}
+    return {
+        split: (f"{name} {hub}", [dict(row) for row in table[hub]])
+        for split, hub in splits.items()
+        if hub in table
+    }
 
 
 def _suggestion(name: str, choices: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The loop of `transformers.Trainer` with what a run of ours adds: sampler, two learning rates, finite losses."""
+"""The loop of `transformers.Trainer` with what a run adds: its sampler, two learning rates, finite losses."""
 
 import json
 import math
@@ -24,8 +24,8 @@ class CheckedTraining(Trainer):
     """A trainer that groups documents by length and stops at the first loss that is not finite."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        documents = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(document["input_ids"]) for document in documents]  # pyright: ignore[reportOptionalIterable]
+        documents: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(document["input_ids"]) for document in documents]
         return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -168,7 +168,9 @@ def training_arguments(options: FinetuneOptions, checkpoints: Path, main_metric:
     )
 
 
-def make_optimizer(model: nn.Module, head: tuple[str, ...], options: FinetuneOptions) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, head: tuple[str, ...], options: FinetuneOptions
+) -> torch.optim.Optimizer:
     """AdamW over what is trained, the head with its own learning rate where one is given.
 
     Args:
@@ -250,5 +252,3 @@ def checkpoint_step(checkpoint: Path | None) -> int:
         The number in its name, or 0.
     """
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-

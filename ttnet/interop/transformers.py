@@ -1,7 +1,7 @@
 """DMRG sweeps inside `transformers.Trainer`, and checkpoints that hold the adapter alone.
 
-Sweeps happen when an epoch begins, not when one ends: the Trainer evaluates and saves after `on_epoch_end`, and a
-model that was just cut would be judged before it had recovered.
+Sweeps happen when an epoch begins, not when one ends: the Trainer evaluates and saves after `on_epoch_end`,
+and a model that was just cut would be judged before it had recovered.
 """
 
 import math
@@ -28,8 +28,8 @@ TRAINING_ARGUMENTS = "training_args.bin"
 class DMRGCallback(TrainerCallback, ExportableState):
     """Steps a `DMRGScheduler` at each epoch of a Trainer, and keeps its state in the checkpoints.
 
-    After a sweep that changed ranks the Trainer's best metric is forgotten, so that `load_best_model_at_end` takes
-    the best among the checkpoints at the final ranks.
+    After a sweep that changed ranks the Trainer's best metric is forgotten, so that `load_best_model_at_end`
+    takes the best among the checkpoints at the final ranks.
 
     Args:
         adapter: What is swept: an adapter, whose matrices then measure the errors, or a bare `TTParameter`.
@@ -44,7 +44,8 @@ class DMRGCallback(TrainerCallback, ExportableState):
     Examples:
         ::
 
-            trainer = DMRGTrainer(model, args, train_dataset=data, callbacks=[DMRGCallback(adapter, {0: 12, 2: 8})])
+            trainer = DMRGTrainer(model, args, train_dataset=data, callbacks=[DMRGCallback(adapter, {0: 12,
+            2: 8})])
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class DMRGCallback(TrainerCallback, ExportableState):
         """Build the scheduler around the Trainer's optimizer; take back its state from a checkpoint."""
         del args, control
         self.scheduler = DMRGScheduler(kwargs["optimizer"], self.parameter, ranks=self.ranks, **self.options)
-        stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        callbacks: Any = state.stateful_callbacks
+        stored = callbacks.get(type(self).__name__) if state.global_step else None
         if isinstance(stored, dict) and stored["attributes"]:
             self.scheduler.load_state_dict(stored["attributes"])
 
@@ -108,8 +110,8 @@ class DMRGCallback(TrainerCallback, ExportableState):
 class DMRGTrainer(Trainer):
     """A Trainer whose checkpoints hold the adapter (with the modules it saves) instead of the whole model.
 
-    The rest is `transformers.Trainer`: mixed precision, several processes, loggers, resuming, the best model at the
-    end. A loss that is NaN or infinite stops the training with `NonFiniteError`.
+    The rest is `transformers.Trainer`: mixed precision, several processes, loggers, resuming, the best model
+    at the end. A loss that is NaN or infinite stops the training with `NonFiniteError`.
 
     Args:
         model: A model with an attached adapter.
@@ -124,8 +126,8 @@ class DMRGTrainer(Trainer):
         adapter = getattr(model, "tt_adapter", None)
         if not isinstance(adapter, TTAdapter):
             raise ConfigError(
-                f"model: expected a model with an attached adapter, got {type(model).__name__} without one; call "
-                f"ttnet.adapters.attach(model, config) first"
+                f"model: expected a model with an attached adapter, got {type(model).__name__} without one; "
+                f"call ttnet.adapters.attach(model, config) first"
             )
         self.adapter = adapter
         super().__init__(model=model, args=args, **kwargs)  # pyright: ignore[reportArgumentType]
@@ -135,8 +137,8 @@ class DMRGTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
-                f"loss: expected a finite number, got {float(loss)} at step {self.state.global_step + 1}; lower the "
-                f"learning rate, or use float32 or bf16 where it was fp16"
+                f"loss: expected a finite number, got {float(loss)} at step {self.state.global_step + 1}; "
+                f"lower the learning rate, or use float32 or bf16 where it was fp16"
             )
         return loss
 

@@ -1,4 +1,4 @@
-"""Changes of rank as gauge maps: proper rounding, the literal sweep of MetaTT, slices of a zero train, growth.
+"""Changes of rank as gauge maps: rounding, the literal sweep of MetaTT, slices of a zero train, growth.
 
 A `Cut` holds the new cores AND the maps that led there, so that optimizer state can follow. All of it is
 computed in double precision: the cores of an adapter are small.
@@ -37,7 +37,7 @@ class Cut:
 
 
 def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "nearest") -> Cut:
-    """Cut a train to `ranks` by TT rounding: the same tensor as `ttnet.rounding.truncate`, in a gauge of choice.
+    """Cut a train to `ranks` by TT rounding, into a gauge of choice: the tensor of `ttnet.rounding.truncate`.
 
     With R the triangle of the left interface and L that of the right one (already cut further right), the SVD
     R L = U S V^H of a bond gives the projector left @ right = (L V S^-1/2) (S^-1/2 U^H R), up to a change of
@@ -46,11 +46,11 @@ def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "near
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
         ranks: Targets for the d - 1 bonds, each at most the present rank. Directions of a target that the
-            train does not fill (numerically zero singular values) keep an old left side, with a zero right one.
-            A bond stays below its target only where its old left sides are not so many: see `grow`.
+            train does not fill (numerically zero singular values) keep an old left side, with a zero right
+            one. A bond stays below its target only where its old left sides are not so many: see `grow`.
         gauge: "nearest" keeps the scales of the old cores: a bond that is not cut is not touched, and the two
-            factors of a cut bond have equal Gram matrices and lie nearest to the identity. "balanced" gives both
-            sides the root of the singular values. "canonical" puts the center on core 0.
+            factors of a cut bond have equal Gram matrices and lie nearest to the identity. "balanced" gives
+            both sides the root of the singular values. "canonical" puts the center on core 0.
 
     Returns:
         The cut. Its error is the root of the summed discarded weights.
@@ -88,8 +88,8 @@ def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "near
 def paper_cut(cores: CoresLike, ranks: Sequence[int]) -> Cut:
     """The literal sweep of MetaTT: SVD of each merged pair from left to right, then from right to left.
 
-    The first half cuts in no gauge, so that its discarded weights bound nothing; the second half finds nothing
-    left to cut. The center ends on core 0.
+    The first half cuts in no gauge, so that its discarded weights bound nothing; the second half finds
+    nothing left to cut. The center ends on core 0.
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).

@@ -17,8 +17,9 @@ class RankSchedule:
     """Ranks by completed epochs.
 
     Args:
-        ranks: Maps a number of completed epochs to the rank from then on, one number or one for each bond. Key 0
-            is the rank at construction: no sweep happens there. A number above what a bond allows clips.
+        ranks: Maps a number of completed epochs to the rank from then on, one number or one for each bond.
+            Key 0 is the rank at construction: no sweep happens there. A number above what a bond allows
+            clips.
 
     Raises:
         ConfigError: No entry, or a key that is no integer of at least 0.
@@ -71,8 +72,8 @@ class AdaptiveRanks:
         max_parameters: Number of core entries to come down to.
         max_error: Largest relative error of a sweep: of the worst adapted matrix where the scheduler has a
             `measure`, else of the train.
-        max_loss_increase: Largest relative rise of the loss in a sweep; `scheduler.step(problem)` then needs the
-            problem.
+        max_loss_increase: Largest relative rise of the loss in a sweep; `scheduler.step(problem)` then needs
+            the problem.
         warmup: Completed epochs before the first sweep.
         patience: Epochs between a sweep that cut and the next.
         min_rank: Smallest rank of a bond.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
 
 from ttnet.tensor_train import TensorTrain
 
@@ -57,7 +58,7 @@ class SweepReport:
         """Largest rank after the sweep."""
         return max(self.ranks_after, default=1)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return asdict(self) | {"matrix_errors": dict(self.matrix_errors), "phases": dict(self.phases)}
 
@@ -80,12 +81,16 @@ class DMRGResult:
         loss: Its loss.
         trajectory: One report a sweep.
         status: Why it ended.
+        certificate: What tells how good the train is, independently of the loss: the energy variance of
+            `dmrg`, the relative residual of `solve`, the relative error of `fit` on entries it was not
+            shown.
     """
 
     tensor_train: TensorTrain
     loss: float
     trajectory: Sequence[SweepReport]
     status: Status
+    certificate: float | None = None
 
     @property
     def message(self) -> str:

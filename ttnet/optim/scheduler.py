@@ -31,23 +31,23 @@ Measure = Callable[[Cores, Cores], Mapping[str, float]]
 class DMRGScheduler:
     """Alternates an optimizer's epochs with sweeps that change the ranks of a train.
 
-    Call `step` once after each epoch, where a learning rate scheduler steps. A sweep that changes no rank leaves
-    parameters and optimizer bit-identical.
+    Call `step` once after each epoch, where a learning rate scheduler steps. A sweep that changes no rank
+    leaves parameters and optimizer bit-identical.
 
     Args:
         optimizer: The optimizer that trains the cores (any wrapper that holds it as `.optimizer` will do).
         parameter: The train.
         ranks: A `RankSchedule`, whose ranks are exact targets, or `AdaptiveRanks`.
-        mode: "truncate" rounds in the canonical gauge, so that the discarded weight is the error; "paper" is the
-            literal sweep of MetaTT.
+        mode: "truncate" rounds in the canonical gauge, so that the discarded weight is the error; "paper" is
+            the literal sweep of MetaTT.
         state: "transport" carries moments through the sweep, "reset" restarts the optimizer for the cores.
-        gauge: In which gauge the cores are afterwards: "nearest" keeps the old scales, "canonical" puts the norm
-            on core 0, "balanced" shares it among the cores. By default "nearest", and "canonical" for "paper",
-            which knows no other.
-        measure: Relative errors of a change of the cores, by name (an adapter's `matrix_errors`); reported and
-            used by `AdaptiveRanks(max_error=)`.
-        keep_shapes: Cut without changing shapes, as distributed data parallelism needs it: both sides of a removed
-            direction become zero and stay so, gradients and moments included. By default where
+        gauge: In which gauge the cores are afterwards: "nearest" keeps the old scales, "canonical" puts the
+            norm on core 0, "balanced" shares it among the cores. By default "nearest", and "canonical" for
+            "paper", which knows no other.
+        measure: Relative errors of a change of the cores, by name (an adapter's `matrix_errors`); reported
+            and used by `AdaptiveRanks(max_error=)`.
+        keep_shapes: Cut without changing shapes, as distributed data parallelism needs it: both sides of a
+            removed direction become zero and stay so, gradients and moments included. By default where
             `torch.distributed` runs several processes; process 0 decides then. See `compact`.
         seed: Seed of the directions that growing ranks receive.
 
@@ -76,13 +76,13 @@ class DMRGScheduler:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not all(id(core) in held for core in parameter.core_parameters()):
             raise ConfigError(
-                "optimizer: expected one that holds every core of `parameter`, got one that does not; build it "
-                "from parameter.parameters() or model.parameters() after the adapter is attached"
+                "optimizer: expected one that holds every core of `parameter`, got one that does not; build "
+                "it from parameter.parameters() or model.parameters() after the adapter is attached"
             )
         if isinstance(unwrap(optimizer), torch.optim.LBFGS):
             raise ConfigError(
-                "optimizer: expected one that steps each parameter by itself, got LBFGS, whose history cannot "
-                "follow a change of rank; use Adam, AdamW or SGD"
+                "optimizer: expected one that steps each parameter by itself, got LBFGS, whose history "
+                "cannot follow a change of rank; use Adam, AdamW or SGD"
             )
         self.optimizer = optimizer
         self.parameter = parameter
@@ -107,14 +107,15 @@ class DMRGScheduler:
         """Complete an epoch and sweep if it is time.
 
         Args:
-            problem: Closure that returns the loss; `AdaptiveRanks(max_loss_increase=)` needs it, and the report
-                then has the loss before and after.
+            problem: Closure that returns the loss; `AdaptiveRanks(max_loss_increase=)` needs it, and the
+                report then has the loss before and after.
 
         Returns:
             The report, or None where nothing was swept.
 
         Raises:
-            StateError: Cores hold gradients that the optimizer has not used yet (in the middle of accumulation).
+            StateError: Cores hold gradients that the optimizer has not used yet (in the middle of
+                accumulation).
             NonFiniteError: A core holds a NaN or an infinity.
             ConfigError: A problem is needed and none was given.
         """
@@ -137,7 +138,8 @@ class DMRGScheduler:
             self._check_capacity(targets)
             self._check_ready()
         else:
-            if not self.ranks.is_due(epoch, self.last_cut):
+            # The singular values of a zero train say nothing yet.
+            if not self.ranks.is_due(epoch, self.last_cut) or float(before.norm()) == 0.0:
                 return None
             self._check_ready()
             targets = agree(self._adapt(self.ranks, before.cores, problem))
@@ -176,7 +178,7 @@ class DMRGScheduler:
         self._used_gradients.clear()
 
     def compact(self) -> None:
-        """Drop the directions that `keep_shapes` has emptied, at the end of a training; the optimizer's state goes."""
+        """Drop, at the end of a training, the directions that `keep_shapes` emptied; optimizer state goes."""
         if not self.keep_shapes:
             return
         compacted = _slice(self.parameter.core_parameters(), self.active_ranks)
@@ -237,20 +239,20 @@ class DMRGScheduler:
         if self.keep_shapes and any(a > b for a, b in zip(targets, capacity, strict=True)):
             raise RankError(
                 f"ranks: expected at most {capacity}, the ranks at construction, since shapes are kept "
-                f"(keep_shapes=True, as in a distributed job), got {targets}; construct the train with larger ranks"
+                f"(keep_shapes=True, as in a distributed job), got {targets}; construct larger ranks"
             )
 
     def _check_ready(self) -> None:
         for k, core in enumerate(self.parameter.core_parameters()):
             if not bool(torch.isfinite(core.detach()).all()):
                 raise NonFiniteError(
-                    f"parameter: core {k} holds NaN or infinity, nothing was swept; go back to the last checkpoint "
-                    f"and lower the learning rate"
+                    f"parameter: core {k} holds NaN or infinity, nothing was swept; go back to the last "
+                    f"checkpoint and lower the learning rate"
                 )
             if self._is_pending(k, core.grad) and not self._has_overflowed():
                 raise StateError(
-                    f"scheduler.step: core {k} holds a gradient that the optimizer has not used, and a change of "
-                    f"rank would drop it; call optimizer.step() or optimizer.zero_grad() before scheduler.step()"
+                    f"scheduler.step: core {k} holds a gradient that the optimizer has not used, and a "
+                    f"change of rank would drop it; call optimizer.step() or optimizer.zero_grad() first"
                 )
 
     def _is_pending(self, k: int, gradient: Tensor | None) -> bool:

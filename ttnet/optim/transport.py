@@ -1,8 +1,8 @@
 """Optimizer state through a change of gauge and rank.
 
-Gradients are covectors: where the new interfaces are old_left @ X and Y @ old_right, the gradient of a new core
-is X^H g Y^H, and so is a first moment. A second moment, which knows only squares, goes with |X|^2 and |Y|^2:
-that is a heuristic. Null directions of the maps are zero, and so are their moments.
+Gradients are covectors: where the new interfaces are old_left @ X and Y @ old_right, the gradient of a new
+core is X^H g Y^H, and so is a first moment. A second moment, which knows only squares, goes with |X|^2 and
+|Y|^2: that is a heuristic. Null directions of the maps are zero, and so are their moments.
 """
 
 import warnings
@@ -69,7 +69,7 @@ def carry_state(
 
 
 def state_tensors(optimizer: Optimizer, parameter: TTParameter) -> Iterator[Tensor]:
-    """What an optimizer keeps of the cores, in a fixed order, without the counters, which no sweep changes."""
+    """What an optimizer keeps of the cores, in a fixed order, without counters, which no sweep changes."""
     states = unwrap(optimizer).state
     for core in parameter.core_parameters():
         for _, value in sorted(states.get(core, {}).items()):

@@ -1,0 +1,264 @@
+"""Sweeps inside a real Trainer on a tiny random BERT: ranks, checkpoints, resuming, the best model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ttnet.adapters import MetaTT, TTAdapter, attach, load
+from ttnet.errors import ConfigError, NonFiniteError
+from ttnet.interop.transformers import DMRGCallback, DMRGTrainer
+from ttnet.optim import AdaptiveRanks
+
+RANKS = {0: 6, 1: 4, 2: 3}
+SAMPLES, BATCH, EPOCHS = 24, 4, 3  # 6 steps an epoch
+
+
+def bert() -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+        num_labels=2,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def samples() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 40, (SAMPLES, 8), generator=generator)
+    return [
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": (row[0] > row[1]).long()}
+        for row in tokens
+    ]
+
+
+def adapted(rank: int = 6) -> tuple[torch.nn.Module, TTAdapter]:
+    model = bert()
+    return model, attach(model, MetaTT("4d", rank=rank, alpha=4.0, target_modules=["query", "value"]))
+
+
+def trainer(
+    directory: Path,
+    *,
+    ranks: Any = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    problem: Any = None,
+    **options: Any,
+) -> DMRGTrainer:
+    sweeps = {name: options.pop(name) for name in ("state", "mode", "gauge") if name in options}
+    compute_metrics = options.pop("compute_metrics", None)
+    arguments = {
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 5e-3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "logging_steps": 3,
+        "report_to": [],
+        "use_cpu": True,
+        "seed": 0,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    model, adapter = adapted()
+    return DMRGTrainer(
+        model,
+        TrainingArguments(str(directory), **arguments | options),
+        train_dataset=samples(),
+        eval_dataset=samples()[:8],
+        compute_metrics=compute_metrics,
+        callbacks=[DMRGCallback(adapter, ranks or RANKS, problem=problem, **sweeps), *callbacks],
+    )
+
+
+def final(job: DMRGTrainer) -> list[Tensor]:
+    cores = [core.detach().clone() for core in job.adapter.cores.core_parameters()]
+    return [*cores, job.model.classifier.weight.detach().clone()]
+
+
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True)
+    )
+
+
+def callback_of(job: DMRGTrainer) -> DMRGCallback:
+    return next(c for c in job.callback_handler.callbacks if isinstance(c, DMRGCallback))
+
+
+class Ranks(TrainerCallback):
+    """Notes the ranks at the end of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):  # noqa: ARG002
+        self.seen.append(model.tt_adapter.cores.ranks[1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[DMRGTrainer, Path, list[int]]:
+    """One uninterrupted training with a checkpoint every three steps."""
+    directory = tmp_path_factory.mktemp("whole")
+    ranks = Ranks()
+    job = trainer(directory, callbacks=(ranks,))
+    job.train()
+    return job, directory, ranks.seen
+
+
+def test_ranks_follow_the_schedule(whole):
+    job, _, seen = whole
+    assert seen == [6] * 6 + [4] * 6 + [3] * 6
+    reports = callback_of(job).reports
+    # The structural bond of two matrices allows all of these ranks; both ends are wider still.
+    assert [(r.epoch, r.ranks_after) for r in reports] == [(1, (4, 4, 4)), (2, (3, 3, 3))]
+    assert set(reports[0].matrix_errors) == {site.name for site in job.adapter.layout.sites}
+    assert all(0 < error < 1 for report in reports for error in report.matrix_errors.values())
+    assert reports[0].max_error == max(reports[0].matrix_errors.values())
+    assert any(bool(core.any()) for core in job.adapter.cores.core_parameters()[:1])
+
+
+def test_checkpoints_hold_the_adapter_alone_at_ranks_of_their_own(whole):
+    _, directory, _ = whole
+    found = {}
+    for checkpoint in directory.glob("checkpoint-*"):
+        names = {path.name for path in checkpoint.iterdir()}
+        assert {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "trainer_state.json",
+            "optimizer.pt",
+        } <= names
+        assert not names & {"model.safetensors", "pytorch_model.bin"}
+        weights = (checkpoint / "adapter_model.safetensors").stat().st_size
+        assert weights < 4 * 3000
+        step = int(checkpoint.name.removeprefix("checkpoint-"))
+        found[step] = load(bert(), checkpoint).cores.ranks[1:-1]
+    sixes, fours, threes = (6, 6, 6), (4, 4, 4), (3, 3, 3)
+    assert found == {3: sixes, 6: sixes, 9: fours, 12: fours, 15: threes, 18: threes}
+
+
+def test_a_checkpoint_holds_the_position_in_the_schedule(whole):
+    _, directory, _ = whole
+    state = json.loads((directory / "checkpoint-9" / "trainer_state.json").read_text())
+    stored = state["stateful_callbacks"]["DMRGCallback"]["attributes"]
+    assert (stored["epoch"], stored["last_cut"]) == (1, 1)
+
+
+@pytest.mark.parametrize("step", [3, 6, 9, 12, 15])
+def test_resuming_gives_the_bits_of_the_uninterrupted_training(whole, tmp_path, step):
+    """Steps 6 and 12 end an epoch, before the sweep that opens the next; the others are within one."""
+    job, directory, seen = whole
+    ranks = Ranks()
+    resumed = trainer(tmp_path, callbacks=(ranks,))
+    resumed.train(resume_from_checkpoint=str(directory / f"checkpoint-{step}"))
+    assert ranks.seen == seen[step:]
+    assert same_bits(final(job), final(resumed))
+
+
+@pytest.mark.parametrize("options", [{"state": "reset", "mode": "paper"}, {"gauge": "balanced"}])
+def test_resuming_in_other_modes(tmp_path, options):
+    job = trainer(tmp_path / "whole", save_steps=9, **options)
+    job.train()
+    resumed = trainer(tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+    assert same_bits(final(job), final(resumed))
+
+
+def test_the_best_model_is_the_best_at_the_final_ranks(tmp_path):
+    scores = iter([0.9, 0.8, 0.3, 0.6, 0.5])
+
+    def metric(_) -> dict[str, float]:
+        return {"score": next(scores)}
+
+    job = trainer(
+        tmp_path,
+        num_train_epochs=5,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        compute_metrics=metric,
+    )
+    job.train()
+    assert job.state.best_metric == 0.6
+    assert job.state.best_model_checkpoint == str(tmp_path / "checkpoint-24")
+    best = load(bert(), tmp_path / "checkpoint-24").cores.core_parameters()
+    assert job.adapter.cores.ranks[1:-1] == (3, 3, 3)
+    assert same_bits(final(job)[:-1], [core.detach() for core in best])
+    last = load(bert(), tmp_path / "checkpoint-30").cores.core_parameters()
+    assert not same_bits(final(job)[:-1], [core.detach() for core in last])
+
+
+class Break(TrainerCallback):
+    """Makes the loss NaN from a step on."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):  # noqa: ARG002
+        if state.global_step == 7:
+            with torch.no_grad():
+                model.classifier.bias.fill_(math.nan)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path):
+    job = trainer(tmp_path, callbacks=(Break(),))
+    with pytest.raises(NonFiniteError, match="loss: expected a finite number, got nan at step 8"):
+        job.train()
+    assert all(bool(torch.isfinite(core).all()) for core in job.adapter.cores.core_parameters())
+    assert not (tmp_path / "checkpoint-9").exists()
+
+
+def test_adaptive_ranks_with_a_problem(tmp_path):
+    batch = {key: torch.stack([sample[key] for sample in samples()[:8]]) for key in samples()[0]}
+    box: list[DMRGTrainer] = []
+
+    def problem() -> Tensor:
+        return box[0].model(**batch).loss
+
+    ranks = AdaptiveRanks(max_loss_increase=0.5, max_cut=1)
+    box.append(trainer(tmp_path, ranks=ranks, problem=problem, save_strategy="no"))
+    box[0].train()
+    reports = callback_of(box[0]).reports
+    assert reports
+    assert all(r.loss_after <= r.loss_before * 1.5 + 1e-9 for r in reports)
+    assert box[0].adapter.cores.ranks[1:-1] == reports[-1].ranks_after
+
+
+def test_a_bare_train_in_an_ordinary_trainer(tmp_path):
+    model, adapter = adapted()
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=BATCH,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    callback = DMRGCallback(adapter.cores, {0: 6, 1: [3, 4, 2]})
+    Trainer(model, arguments, train_dataset=samples(), callbacks=[callback]).train()
+    assert adapter.cores.ranks[1:-1] == (3, 4, 2)
+    assert callback.reports[0].matrix_errors == {}
+
+
+def test_a_model_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="model: expected a model with an attached adapter"):
+        DMRGTrainer(bert(), TrainingArguments(str(tmp_path), report_to=[], use_cpu=True))
+
+
+def test_gradient_accumulation_and_clipping_go_with_sweeps(tmp_path):
+    job = trainer(tmp_path, gradient_accumulation_steps=4, max_grad_norm=0.1, save_strategy="no")
+    job.train()
+    assert [r.ranks_after for r in callback_of(job).reports] == [(4, 4, 4), (3, 3, 3)]

@@ -1,0 +1,82 @@
+"""Norms and inner products as logarithms, for trains whose norm no float can hold."""
+
+import torch
+from torch import Tensor
+
+from ttnet import linalg
+from ttnet._typing import CoresLike
+from ttnet.algebra import check_same_shape
+from ttnet.cores import extend_left
+
+
+def log_dot(a: CoresLike, b: CoresLike) -> tuple[Tensor, Tensor]:
+    """Inner product <a, b>, `a` conjugated, as a phase and the logarithm of its magnitude.
+
+    Args:
+        a: Cores of shape (r_k, n_k, r_{k+1}).
+        b: Cores of shape (s_k, n_k, s_{k+1}), of the same dtype.
+
+    Returns:
+        The phase, +-1 for real trains and of modulus 1 for complex ones, and the natural logarithm of the
+        magnitude, real; scalars in float32 or better. A product of zero has phase 0 and logarithm -inf. Both
+        are differentiable where the product is not zero.
+
+    Raises:
+        ShapeError: The shapes differ.
+    """
+    check_same_shape(a, b)
+    working = linalg.working_dtype(torch.promote_types(a[0].dtype, b[0].dtype))
+    environment = a[0].new_ones(1, 1, dtype=working)
+    logarithm = environment.real.new_zeros(())
+    for x, y in zip(a, b, strict=True):
+        x, x_scale = _normalized(x.to(working))
+        y, y_scale = _normalized(y.to(working))
+        environment, scale = _normalized(extend_left(environment, x, y))
+        logarithm = logarithm + x_scale.log() + y_scale.log() + scale.log()
+    value = environment.reshape(())
+    magnitude = value.abs()
+    if not bool(magnitude > 0):
+        return value.detach(), torch.full_like(logarithm, -torch.inf).detach()
+    return value / magnitude, logarithm + magnitude.log()
+
+
+def log_norm(cores: CoresLike) -> Tensor:
+    """Natural logarithm of the Frobenius norm; -inf for a zero train.
+
+    It comes from QR factorizations, not from <x, x>: it is right to full precision also where the train is a
+    small difference of large ones. Its gradient is that of ``log <x, x> / 2``, finite for any train but zero.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+
+    Returns:
+        A real scalar in float32 or better.
+    """
+    with torch.no_grad():
+        value = _log_norm_by_qr(cores)
+    if torch.is_grad_enabled() and any(core.requires_grad for core in cores) and bool(value > -torch.inf):
+        half = log_dot(cores, cores)[1] / 2
+        return value + (half - half.detach())
+    return value
+
+
+def _log_norm_by_qr(cores: CoresLike) -> Tensor:
+    working = linalg.working_dtype(cores[0].dtype)
+    carry = cores[0].new_ones(1, 1, dtype=working)
+    logarithm = carry.real.new_zeros(())
+    for core in cores:
+        core, core_scale = _normalized(core.to(working))
+        rows = (carry @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
+        # A wide matrix has no smaller factor that carries its norm to the right.
+        rows = linalg.positive_qr(rows)[1] if rows.shape[0] > rows.shape[1] else rows
+        carry, scale = _normalized(rows)
+        logarithm = logarithm + core_scale.log() + scale.log()
+    norm = linalg.frobenius_norm(carry)
+    return logarithm + norm.log() if bool(norm > 0) else torch.full_like(logarithm, -torch.inf)
+
+
+def _normalized(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor over its largest magnitude, which is a constant of the graph: the two sum up to nothing."""
+    largest = tensor.detach().abs().amax()
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return tensor / scale, scale

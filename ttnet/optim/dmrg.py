@@ -1,0 +1,524 @@
+"""`TwoSiteDMRG`: sweeps that merge two cores, improve the block by gradients, and split it again.
+
+    --[k]--[k+1]--   merge   --[ block ]--   solve   --[ block' ]--   split   --[k]--[k+1]--
+       |     |                  |     |                 |      |                 |     |
+
+The rank of the bond is chosen anew at each split. A split that raised the loss is noticed for nothing: the
+next block begins with an evaluation of the loss, and only where that is worse than before the update is it
+taken back.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ttnet import linalg
+from ttnet._typing import Cores
+from ttnet.cores import absorb_left, absorb_right, left_unfold, merge_bond, ranks_of, right_unfold
+from ttnet.errors import ConfigError, NonFiniteError
+from ttnet.gauge import entropy, orthogonalize
+from ttnet.optim.geometry import Visit, there_and_back
+from ttnet.optim.growth import Growth, expansion, rank_cap
+from ttnet.optim.local import SOLVERS
+from ttnet.optim.local.problem import LocalProblem, LocalResult, Start
+from ttnet.optim.observer import Observer, Progress
+from ttnet.optim.problems.closure import Closure
+from ttnet.optim.problems.problem import Problem
+from ttnet.optim.result import DMRGResult, Status, SweepReport
+from ttnet.optim.split import Split, split
+from ttnet.parameter import TTParameter
+from ttnet.tensor_train import TensorTrain
+from ttnet.truncation import Truncation
+
+Solver = Literal["newton-cg", "lbfgs", "cg", "adam", "gradient", "lanczos", "gmres"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """The last local update, as long as nobody has looked at the loss after its split."""
+
+    visit: Visit
+    cores: Cores
+    start: Tensor
+    loss: float
+    block: Tensor
+    forced: bool
+
+
+class TwoSiteDMRG:
+    """Minimizes any differentiable loss of a train by sweeps of two-site (or one-site) updates.
+
+    Args:
+        parameter: The train; it receives the result after each `step` and `sweep`.
+        truncation: How blocks are split, one for all sweeps or a list by sweep, whose last entry repeats.
+        solver: "newton-cg", "lbfgs", "cg", "adam", "gradient"; "lanczos" for Rayleigh quotients, "gmres"
+            for systems that are not symmetric.
+        local_steps: Iterations of the solver at a block; by default what suits the solver.
+        damping: Newton-CG: damping relative to the curvature along the gradient. Adam: relative learning
+            rate.
+        accept: "armijo": an update whose split raises the loss is shortened or undone. None: taken as it is.
+        growth: "free": a bond takes any rank that the truncation allows. "test": it grows by as many
+            directions as stand out of the noise floor of the projected gradient. None: ranks never grow.
+        noise: Relative size of a random perturbation before the split, a number or a list by sweep: it helps
+            bonds to leave a symmetric or a stuck state.
+        sites: 2, or 1 with subspace expansion by the projected two-site gradient.
+        max_parameters: Largest number of entries of all cores; bonds stop growing there.
+        observer: Called after each sweep, may stop the minimization; see `ttnet.optim.observer`.
+        seed: Seed of the noise and of the tests.
+
+    Raises:
+        ConfigError: An option has a value it cannot have.
+
+    References:
+        White, Phys. Rev. Lett. 69, 2863 (1992); Stoudenmire and Schwab, arXiv 1605.05775.
+    """
+
+    def __init__(
+        self,
+        parameter: TTParameter,
+        *,
+        truncation: Truncation | Sequence[Truncation] = Truncation(),  # noqa: B008 - frozen
+        solver: Solver = "newton-cg",
+        local_steps: int | None = None,
+        damping: float | None = None,
+        accept: Literal["armijo"] | None = "armijo",
+        growth: Growth = "free",
+        noise: float | Sequence[float] = 0.0,
+        sites: int = 2,
+        max_parameters: int | None = None,
+        observer: Observer | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_choice("solver", solver, tuple(SOLVERS))
+        _check_choice("accept", accept, ("armijo", None))
+        _check_choice("growth", growth, ("free", "test", None))
+        _check_choice("sites", sites, (1, 2))
+        if local_steps is not None and local_steps < 1:
+            raise ConfigError(f"local_steps: expected at least 1, got {local_steps}")
+        self.parameter = parameter
+        self.truncation = (truncation,) if isinstance(truncation, Truncation) else tuple(truncation)
+        self.noise = (noise,) if isinstance(noise, int | float) else tuple(noise)
+        self.growth: Growth = growth
+        self.accept = accept
+        self.sites = sites
+        self.max_parameters = max_parameters
+        self.observer = observer
+        options = {"steps": local_steps, "damping": damping}
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._solve: Callable[..., LocalResult] = SOLVERS[solver]
+        self._generator = torch.Generator().manual_seed(seed)
+        self._cores: Cores = ()
+        self._signature: object = None
+        self._position = 0
+        self.sweeps_done = 0
+        self._pending: _Update | None = None
+        self._wrapped: tuple[object, Problem] | None = None
+        self._log = _Log()
+
+    # One local update --------------------------------------------------------------------------------------
+
+    def step(self, problem: Problem | Callable[[], Tensor]) -> float:
+        """One local update: merge, solve, split, move on.
+
+        Args:
+            problem: A closure that returns the loss with its graph, or a problem object.
+
+        Returns:
+            The loss before the update.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite; the parameter is as before.
+        """
+        found = self._visit(self._as_problem(problem))
+        self._write_back()
+        return found
+
+    def sweep(self, problem: Problem | Callable[[], Tensor]) -> SweepReport:
+        """There and back over all bonds: one sweep.
+
+        A closure's random state is fixed for the sweep: hold one batch for as long as a sweep takes.
+
+        Args:
+            problem: A closure that returns the loss with its graph, or a problem object.
+
+        Returns:
+            The report.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite; the parameter holds the last good train.
+        """
+        started = time.perf_counter()
+        if self._position == 0:
+            self._wrapped = None
+        subject = self._as_problem(problem)
+        self._synchronize()
+        if self._position == 0:
+            self._log = _Log(ranks=ranks_of(self._cores)[1:-1])
+        try:
+            self._visit(subject)
+            while self._position:
+                self._visit(subject)
+            loss = self._settle(subject)
+        finally:
+            self._write_back()
+        return self._log.report(ranks_of(self._cores)[1:-1], loss, time.perf_counter() - started)
+
+    def minimize(
+        self,
+        problem: Problem | Callable[[], Tensor],
+        *,
+        sweeps: int = 10,
+        tol: float = 1e-8,
+        entropy_tol: float | None = None,
+        one_site_sweeps: int = 0,
+        progress: bool = False,
+    ) -> DMRGResult:
+        """Sweep until the loss settles.
+
+        Args:
+            problem: A closure that returns the loss with its graph, or a problem object.
+            sweeps: Largest number of sweeps.
+            tol: Converged when a sweep without noise lowers the loss by less than `tol` times its size.
+            entropy_tol: If given, the entropies must have settled to this, in nats, as well.
+            one_site_sweeps: Sweeps at the end with one-site updates, which split nothing.
+            progress: Log one line a sweep.
+
+        Returns:
+            The result with the best train seen, which the parameter then holds.
+        """
+        trajectory: list[SweepReport] = []
+        best: tuple[float, TensorTrain] | None = None
+        status = Status.MAX_SWEEPS
+        watch = Progress() if progress else None
+        for index in range(sweeps + one_site_sweeps):
+            if index == sweeps:
+                self.sites = 1
+            try:
+                report = self.sweep(problem)
+            except NonFiniteError:
+                status = Status.NON_FINITE
+                break
+            trajectory.append(report)
+            loss = report.loss_after if report.loss_after is not None else math.inf
+            if best is None or loss <= best[0]:
+                best = loss, self.parameter.tensor_train()
+            if watch is not None:
+                watch(index + 1, report)
+            if self.observer is not None and self.observer(report, self.parameter.tensor_train()):
+                status = Status.STOPPED
+                break
+            if _settled(trajectory, tol, entropy_tol) and self._noise_now(before=True) == 0.0:
+                status = Status.CONVERGED
+                if index < sweeps and one_site_sweeps:
+                    continue
+                break
+        if best is None:
+            best = math.nan, self.parameter.tensor_train()
+        self.parameter.assign(best[1])
+        return DMRGResult(tensor_train=best[1], loss=best[0], trajectory=tuple(trajectory), status=status)
+
+    def _visit(self, problem: Problem) -> float:
+        self._synchronize()
+        visits = there_and_back(len(self._cores), self.sites)
+        visit = visits[self._position % len(visits)]
+        local, start = self._begin(problem, visit)
+        if self._pending is not None and not self._is_fine(start.loss):
+            self._take_back(problem)
+            local, start = self._begin(problem, visit)
+        self._log.saw(start)
+        clock = time.perf_counter()
+        result = self._solve(local, start, **self._options)
+        self._log.solved(result, time.perf_counter() - clock)
+        clock = time.perf_counter()
+        before = self._cores
+        forced = visit.sites == 2 and self._split_two(visit, start, result, local)
+        if visit.sites == 1:
+            self._shift_one(problem, visit, result)
+        self._pending = _Update(
+            visit=visit, cores=before, start=start.block, loss=start.loss, block=result.block, forced=forced
+        )
+        self._log.phases["split"] += time.perf_counter() - clock
+        self._position = (self._position + 1) % len(visits)
+        if self._position == 0:
+            self.sweeps_done += 1
+        return start.loss
+
+    def _begin(self, problem: Problem, visit: Visit) -> tuple[LocalProblem, Start]:
+        clock = time.perf_counter()
+        cores = self._cores
+        block = cores[visit.site] if visit.sites == 1 else merge_bond(cores[visit.site], cores[visit.last])
+        local = problem.local(cores, visit)
+        loss, gradient = local.value_and_gradient(block)
+        if not math.isfinite(loss):
+            self._undo()
+            raise NonFiniteError(
+                f"problem: expected a finite loss at cores {visit.site} to {visit.last}, got {loss}; "
+                f"the last good train is kept: raise `damping`, or look for an overflow in the loss"
+            )
+        self._log.phases["environments"] += time.perf_counter() - clock
+        self._log.evaluations += 1
+        return local, Start(block=block, loss=loss, gradient=gradient)
+
+    def _split_two(self, visit: Visit, start: Start, result: LocalResult, local: LocalProblem) -> bool:
+        """Split an optimized block; whether the truncation forced the rank below that of the start."""
+        rank = self._cores[visit.site].shape[2]
+        cap = rank_cap(self.growth, rank, local, start, self._cores, visit, self._generator)
+        truncation = self._at_bond(visit.site, cap)
+        block = result.block
+        level = self._noise_now()
+        if level:
+            kick = torch.randn(block.shape, generator=self._generator, dtype=torch.float64).to(block)
+            block = block + level * kick * (torch.linalg.vector_norm(block) / math.sqrt(block.numel()))
+        parts = self._split(block, truncation, forward=visit.forward)
+        self._place(visit, parts)
+        self._log.cut(visit.site, parts)
+        return isinstance(truncation.max_rank, int) and truncation.max_rank < rank
+
+    def _split(self, block: Tensor, truncation: Truncation, *, forward: bool) -> Split:
+        matrix = block.flatten(2, 3).flatten(0, 1)
+        budget = truncation.weight_budget(float(torch.linalg.vector_norm(matrix)))
+        bonds = max(len(self._cores) - 1, 1)
+        return split(matrix, truncation, forward=forward, max_weight=budget / bonds)
+
+    def _place(self, visit: Visit, parts: Split) -> None:
+        left, right = self._cores[visit.site], self._cores[visit.last]
+        first = parts.left.reshape(left.shape[0], left.shape[1], -1)
+        second = parts.right.reshape(-1, right.shape[1], right.shape[2])
+        self._cores = (*self._cores[: visit.site], first, second, *self._cores[visit.last + 1 :])
+
+    def _shift_one(self, problem: Problem, visit: Visit, result: LocalResult) -> None:
+        """Move the center on after a one-site update; where ranks may grow, the bond gets new directions."""
+        work = list(self._cores)
+        work[visit.site] = result.block
+        to = visit.site + (1 if visit.forward else -1)
+        if not 0 <= to < len(work):
+            self._cores = tuple(work)
+            return
+        bond = min(visit.site, to)
+        if self.growth is not None:
+            cap = self._at_bond(bond, None).max_rank
+            extra = expansion(self.growth, problem, work, bond, cap, self._generator, forward=visit.forward)
+            if extra is not None:
+                work[bond], work[bond + 1] = extra
+        if visit.forward:
+            q, r = linalg.positive_qr(left_unfold(work[bond]))
+            work[bond] = q.reshape(*work[bond].shape[:2], -1)
+            work[bond + 1] = absorb_left(r, work[bond + 1])
+        else:
+            lower, q = linalg.positive_lq(right_unfold(work[bond + 1]))
+            work[bond + 1] = q.reshape(-1, *work[bond + 1].shape[1:])
+            work[bond] = absorb_right(work[bond], lower)
+        self._cores = tuple(work)
+
+    # Acceptance --------------------------------------------------------------------------------------------
+
+    def _is_fine(self, loss: float) -> bool:
+        pending = self._pending
+        if self.accept is None or pending is None or pending.forced or self._noise_now():
+            return True
+        return loss <= self._ceiling(pending)
+
+    def _ceiling(self, pending: _Update) -> float:
+        """Highest acceptable loss: the one before the update, and never far above the lowest of the sweep."""
+        eps = torch.finfo(pending.block.dtype).eps
+        slack = 1000 * eps if eps < 1e-10 else 16 * eps
+        return min(pending.loss, self._log.lowest) + slack * abs(pending.loss)
+
+    def _take_back(self, problem: Problem) -> None:
+        """Shorten the last update until its split does not raise the loss, or undo it."""
+        pending = self._pending
+        self._pending = None
+        if pending is None or pending.visit.sites == 1:
+            self._undo()
+            return
+        self._log.undone += 1
+        self._cores = pending.cores
+        local = problem.local(self._cores, pending.visit)
+        rank = pending.cores[pending.visit.site].shape[2]
+        more = Truncation(max_rank=self._at_bond(pending.visit.site, rank).max_rank)
+        for share in (1.0, 0.5, 0.25, 0.0625):
+            block = pending.start + share * (pending.block - pending.start)
+            parts = self._split(block, more, forward=pending.visit.forward)
+            self._log.evaluations += 1
+            if local.value((parts.left @ parts.right).reshape(block.shape)) <= self._ceiling(pending):
+                break
+        else:
+            parts = self._split(pending.start, Truncation(max_rank=rank), forward=pending.visit.forward)
+        self._place(pending.visit, parts)
+        self._log.cut(pending.visit.site, parts)
+
+    def _undo(self) -> None:
+        if self._pending is not None:
+            visit = self._pending.visit
+            # The center is where it was before the update: bring it to where the next visit expects it.
+            to = visit.site + 1 if visit.forward else max(visit.site - (visit.sites == 1), 0)
+            self._cores = orthogonalize(self._pending.cores, min(to, len(self._cores) - 1))
+            self._pending = None
+
+    def _settle(self, problem: Problem) -> float:
+        """The loss after the last split of a sweep, which is taken back if it rose."""
+        visit = there_and_back(len(self._cores), self.sites)[0]
+        _, start = self._begin(problem, visit)
+        if self._pending is not None and not self._is_fine(start.loss):
+            self._take_back(problem)
+            _, start = self._begin(problem, visit)
+        self._pending = None
+        return start.loss
+
+    # State -------------------------------------------------------------------------------------------------
+
+    def _synchronize(self) -> None:
+        """Take the parameter's cores where somebody else has changed them; canonical, center 0."""
+        signature = self.parameter.signature()
+        if signature == self._signature and self._cores:
+            return
+        cores = [core.detach() for core in self.parameter.core_parameters()]
+        dtype = linalg.working_dtype(cores[0].dtype)
+        with torch.no_grad():
+            self._cores = orthogonalize([core.to(dtype).clone() for core in cores], 0)
+        self._position, self._pending, self._signature = 0, None, signature
+
+    def _write_back(self) -> None:
+        self.parameter.assign(self._cores)
+        self._signature = self.parameter.signature()
+
+    def _as_problem(self, problem: Problem | Callable[[], Tensor]) -> Problem:
+        if hasattr(problem, "local"):
+            subject: Problem = problem  # pyright: ignore[reportAssignmentType]
+            if self._wrapped is None or self._wrapped[0] is not problem:
+                self._pending, self._wrapped = None, (problem, subject)
+            return subject
+        if not callable(problem):
+            raise ConfigError(
+                f"problem: expected a closure or a problem object, got {type(problem).__name__}"
+            )
+        if self._wrapped is None or self._wrapped[0] is not problem:
+            self._pending, self._wrapped = None, (problem, Closure(problem, self.parameter))
+        return self._wrapped[1]
+
+    def _at_bond(self, bond: int, cap: int | None) -> Truncation:
+        """The truncation of this sweep at a bond, with a growth cap and the budget of parameters."""
+        scheduled = self.truncation[min(self.sweeps_done, len(self.truncation) - 1)]
+        truncation = scheduled.at_bond(bond, len(self._cores) - 1)
+        caps = [each for each in (truncation.max_rank, cap) if isinstance(each, int)]
+        if self.max_parameters is not None:
+            left, right = self._cores[bond], self._cores[bond + 1]
+            per_rank = left.shape[0] * left.shape[1] + right.shape[1] * right.shape[2]
+            others = sum(core.numel() for core in self._cores) - left.numel() - right.numel()
+            caps.append(max((self.max_parameters - others) // per_rank, 1))
+        limit = min(caps, default=None)
+        floor = truncation.min_rank if limit is None else min(truncation.min_rank, limit)
+        return replace(truncation, max_rank=limit, min_rank=floor)
+
+    def _noise_now(self, *, before: bool = False) -> float:
+        index = self.sweeps_done - 1 if before else self.sweeps_done
+        return float(self.noise[min(max(index, 0), len(self.noise) - 1)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to give the same bits, also in the middle of a sweep."""
+        return {
+            "cores": [core.clone() for core in self._cores],
+            "position": self._position,
+            "sweeps_done": self.sweeps_done,
+            "sites": self.sites,
+            "pending": self._pending,
+            "generator": self._generator.get_state(),
+            "log": self._log.as_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; the parameter receives the cores."""
+        self._cores = tuple(core.clone() for core in state["cores"])
+        self._position, self.sweeps_done = state["position"], state["sweeps_done"]
+        self.sites, self._pending = state["sites"], state["pending"]
+        self._generator.set_state(state["generator"])
+        self._log = _Log(**state["log"])
+        if self._cores:
+            self._write_back()
+
+
+class _Log:
+    """What a sweep has seen so far."""
+
+    def __init__(
+        self,
+        ranks: tuple[int, ...] = (),
+        losses: list[float] | None = None,
+        lowest_untruncated: float = math.inf,
+        gradient_norm: float = 0.0,
+        evaluations: int = 0,
+        undone: int = 0,
+        weights: dict[int, float] | None = None,
+        entropies: dict[int, float] | None = None,
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self.losses = list(losses or [])
+        self.lowest_untruncated = lowest_untruncated
+        self.gradient_norm = gradient_norm
+        self.evaluations = evaluations
+        self.undone = undone
+        self.weights = dict(weights or {})
+        self.entropies = dict(entropies or {})
+        self.phases = {"environments": 0.0, "solve": 0.0, "split": 0.0}
+
+    @property
+    def lowest(self) -> float:
+        """Lowest loss of a train (not of a block before its split) in this sweep."""
+        return min(self.losses, default=math.inf)
+
+    def saw(self, start: Start) -> None:
+        self.losses.append(start.loss)
+        self.gradient_norm = max(self.gradient_norm, float(torch.linalg.vector_norm(start.gradient)))
+
+    def solved(self, result: LocalResult, seconds: float) -> None:
+        self.lowest_untruncated = min(self.lowest_untruncated, result.loss)
+        self.evaluations += result.evaluations
+        self.phases["solve"] += seconds
+
+    def cut(self, bond: int, parts: Split) -> None:
+        self.weights[bond] = parts.discarded_weight
+        self.entropies[bond] = entropy(parts.singular_values)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "phases"}
+
+    def report(self, ranks: tuple[int, ...], loss: float, seconds: float) -> SweepReport:
+        bonds = range(len(ranks))
+        return SweepReport(
+            ranks_before=self.ranks,
+            ranks_after=ranks,
+            discarded_weight=tuple(self.weights.get(k, 0.0) for k in bonds),
+            entropies=tuple(self.entropies.get(k, 0.0) for k in bonds),
+            loss_before=self.losses[0] if self.losses else None,
+            loss_after=loss,
+            loss_untruncated=self.lowest_untruncated,
+            gradient_norm=self.gradient_norm,
+            evaluations=self.evaluations,
+            undone=self.undone,
+            seconds=seconds,
+            phases=dict(self.phases),
+        )
+
+
+def _settled(trajectory: Sequence[SweepReport], tol: float, entropy_tol: float | None) -> bool:
+    last = trajectory[-1]
+    if last.loss_before is None or last.loss_after is None:
+        return False
+    if last.loss_before - last.loss_after > tol * max(abs(last.loss_before), abs(last.loss_after)):
+        return False
+    if entropy_tol is None:
+        return True
+    if len(trajectory) < 2:
+        return False
+    before = trajectory[-2].entropies
+    return all(abs(a - b) <= entropy_tol for a, b in zip(before, last.entropies, strict=True))
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: expected one of {choices}, got {value!r}")

@@ -1,0 +1,121 @@
+"""`dmrg`: lowest and excited states of a matrix product operator."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ttnet.errors import ConfigError
+from ttnet.measure import expectation, variance
+from ttnet.optim.dmrg import Solver, TwoSiteDMRG
+from ttnet.optim.observer import Observer
+from ttnet.optim.problems.energy import RayleighQuotient
+from ttnet.optim.result import DMRGResult
+from ttnet.parameter import TTParameter
+from ttnet.tensor_train import TensorTrain
+from ttnet.truncation import Truncation
+from ttnet.tt_matrix import TTMatrix
+
+
+def dmrg(
+    H: TTMatrix | Sequence[TTMatrix],
+    train: TensorTrain,
+    *,
+    sweeps: int = 10,
+    max_rank: int | Sequence[int] = 64,
+    cutoff: float | Sequence[float] = 1e-12,
+    noise: float | Sequence[float] = 0.0,
+    orthogonal_to: Sequence[TensorTrain] = (),
+    penalty: float | None = None,
+    sites: int = 2,
+    one_site_sweeps: int = 0,
+    solver: Solver = "lanczos",
+    local_steps: int | None = None,
+    tol: float = 1e-10,
+    entropy_tol: float | None = None,
+    observer: Observer | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> DMRGResult:
+    """The lowest state of a Hermitian operator, or the lowest one orthogonal to given states.
+
+    Args:
+        H: The operator, or several whose sum is meant.
+        train: Where to begin; its norm does not matter.
+        sweeps: Largest number of sweeps; there and back is ONE sweep.
+        max_rank: Largest rank, one number or a list by sweep whose last entry repeats.
+        cutoff: Relative sum of discarded squares at a bond, one number or a list by sweep.
+        noise: Relative size of a random perturbation of each block, one number or a list by sweep. It
+            converges only where the noise is 0: end the list with it.
+        orthogonal_to: States to stay orthogonal to, found before.
+        penalty: Energy that an overlap of 1 with one of them costs; it has to exceed the gap. By default
+            the energy of the state itself, and at least 1.
+        sites: 2, or 1 with subspace expansion.
+        one_site_sweeps: Sweeps at the end with one-site updates, which discard nothing.
+        solver: Local solver.
+        local_steps: Its iterations; 4 Krylov vectors by default.
+        tol: Converged when a sweep without noise lowers the energy by less than `tol` times its size.
+        entropy_tol: If given, the entropies must have settled to this, in nats, as well.
+        observer: Called after each sweep, may stop it.
+        progress: Log one line a sweep.
+        seed: Seed of the noise.
+
+    Returns:
+        The result: the normalized state, its energy, and as certificate the variance <H^2> - <H>^2: there is
+        an eigenvalue within the square root of it.
+
+    Raises:
+        ConfigError: A negative number of sweeps, or an empty list.
+        ShapeError: The operator does not fit the train.
+
+    References:
+        White, Phys. Rev. Lett. 69, 2863 (1992); Schollwoeck, Ann. Phys. 326, 96 (2011), section 6.
+
+    Examples:
+        >>> import torch, ttnet
+        >>> start = ttnet.random_train((2,) * 8, rank=4, seed=0, dtype=torch.float64)
+        >>> result = dmrg(ttnet.operators.heisenberg(8, dtype=torch.float64), start)
+        >>> round(result.loss, 10), result.converged
+        (-3.3749325987, True)
+    """
+    if sweeps < 1:
+        raise ConfigError(f"sweeps: expected at least 1, got {sweeps}")
+    ranks = _by_sweep("max_rank", max_rank)
+    cutoffs = _by_sweep("cutoff", cutoff)
+    count = max(len(ranks), len(cutoffs))
+    truncation = [
+        Truncation(max_rank=int(ranks[min(k, len(ranks) - 1)]), cutoff=cutoffs[min(k, len(cutoffs) - 1)])
+        for k in range(count)
+    ]
+    if penalty is None and orthogonal_to:
+        penalty = max(1.0, *(abs(float(expectation(H, other).real)) for other in orthogonal_to))
+    problem = RayleighQuotient(H, orthogonal_to=orthogonal_to, penalty=penalty or 0.0)
+    parameter = TTParameter(train)
+    optimizer = TwoSiteDMRG(
+        parameter,
+        truncation=truncation,
+        solver=solver,
+        local_steps=local_steps,
+        noise=noise,
+        sites=sites,
+        observer=observer,
+        seed=seed,
+    )
+    result = optimizer.minimize(
+        problem,
+        sweeps=sweeps,
+        tol=tol,
+        entropy_tol=entropy_tol,
+        one_site_sweeps=one_site_sweeps,
+        progress=progress,
+    )
+    state = result.tensor_train.orthogonalize(0)
+    state = state / state.norm()
+    return replace(result, tensor_train=state, certificate=float(variance(H, state)))
+
+
+def _by_sweep(name: str, value: float | Sequence[float]) -> Sequence[float]:
+    values = (value,) if isinstance(value, int | float) else tuple(value)
+    if not values:
+        raise ConfigError(
+            f"{name}: expected a number or a list with one entry for each sweep, got an empty list"
+        )
+    return values

@@ -1,0 +1,280 @@
+"""Losses of entries of a train: regression, classification and completion, with cached environments.
+
+The outputs are linear in a block, so that the Hessian of a convex loss is the Gauss-Newton matrix J^T H J,
+and a product with it costs two passes over the samples.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ttnet.errors import ShapeError
+from ttnet.optim.environments import Environments
+from ttnet.optim.geometry import Visit
+from ttnet.optim.local.problem import Operator
+from ttnet.optim.problems.closure import check_loss
+from ttnet.optim.problems.entries import Groups, LocalEntries
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (batch,) or (batch, labels) and targets to a real scalar tensor."""
+
+
+class GatherLoss:
+    """A loss of the values of a train at given points.
+
+        (label mode, if any, stays open)
+        value(b) = sum over modes of features_0[b, i_0] ... features_{d-1}[b, i_{d-1}] train[i_0, ...,
+        i_{d-1}]
+
+    Args:
+        points: Indices, an integer tensor (batch, d), which gather entries; or features, one tensor (batch,
+            n_k) for each mode (or one tensor (batch, d, n)). With a `label_mode` that mode has no column.
+        targets: Shape (batch,), passed to the loss as it is.
+        loss: Maps outputs, (batch,) or (batch, labels), and targets to a scalar, for instance
+            `torch.nn.functional.cross_entropy`.
+        label_mode: The mode that is left open, or None.
+        l2: Weight of |train|^2 / 2, added to the loss.
+
+    Raises:
+        ShapeError: Points and targets of different lengths, or of a shape that is neither of the two.
+    """
+
+    is_quadratic = False
+
+    def __init__(
+        self,
+        points: Tensor | Sequence[Tensor],
+        targets: Tensor,
+        loss: Loss,
+        *,
+        label_mode: int | None = None,
+        l2: float = 0.0,
+    ) -> None:
+        self._targets = targets
+        self._loss = loss
+        self._l2 = l2
+        self._modes = _read_points(points, label_mode)
+        self._label = label_mode
+        count = len(next(mode for mode in self._modes if mode is not None))
+        if len(targets) != count:
+            raise ShapeError(f"targets: expected {count} of them, one for each point, got {len(targets)}")
+        self._sorted: dict[tuple[int, int], Groups] = {}
+        one = torch.ones(count, 1, 1)
+        self._environments: Environments[Tensor] = Environments(
+            (one, one), self._extend_left, self._extend_right
+        )
+
+    def local(self, cores: Sequence[Tensor], visit: Visit) -> "LocalGather | LocalEntries":
+        """See `Problem.local`."""
+        if len(cores) != len(self._modes):
+            raise ShapeError(f"points: expected {len(cores)} modes as the train has, got {len(self._modes)}")
+        left = self._environments.left(cores, visit.site).to(cores[0])
+        right = self._environments.right(cores, visit.last).to(cores[0])
+        indices = self._modes[visit.site], self._modes[visit.last]
+        if self._label is None and all(mode is not None and not mode.is_floating_point() for mode in indices):
+            return LocalEntries(
+                left[:, 0],
+                right[:, 0],
+                self._groups(visit, (cores[visit.site].shape[1], cores[visit.last].shape[1])),
+                self.evaluate,
+                is_quadratic=self.is_quadratic,
+                l2=self._l2,
+            )
+        # A one-site block is a two-site one whose second mode has size 1.
+        left = _absorb_mode(left, self._modes[visit.site], cores[visit.site].shape[1])
+        if visit.sites == 2:
+            right = _absorb_mode(right, self._modes[visit.last], cores[visit.last].shape[1], leading=True)
+        return LocalGather(left, right, self)
+
+    def _groups(self, visit: Visit, sizes: tuple[int, int]) -> Groups:
+        """The samples sorted by the indices at a visit, kept: they do not change with the train."""
+        key = visit.site, visit.sites
+        if key not in self._sorted:
+            first, second = self._modes[visit.site], self._modes[visit.last] if visit.sites == 2 else None
+            if first is None:
+                raise ShapeError(f"points: expected indices for mode {visit.site}, got an open mode")
+            self._sorted[key] = Groups.sort(first, second, (sizes[0], sizes[1] if visit.sites == 2 else 1))
+        return self._sorted[key]
+
+    def evaluate(self, outputs: Tensor) -> Tensor:
+        """The loss of outputs (batch, labels), without the l2 term."""
+        found = outputs if self._label is not None else outputs[:, 0]
+        return check_loss(self._loss(found, self._targets.to(outputs.device)))
+
+    @property
+    def l2(self) -> float:
+        """Weight of |train|^2 / 2."""
+        return self._l2
+
+    def _extend_left(self, environment: Tensor, k: int, core: Tensor) -> Tensor:
+        """(batch, labels, l) -> (batch, labels, r)."""
+        environment = environment.to(core)
+        mode = self._modes[k]
+        if mode is not None and not mode.is_floating_point():
+            return _gathered(environment, core, mode)
+        return _absorb_mode(environment, mode, core.shape[1]) @ core.reshape(-1, core.shape[2])
+
+    def _extend_right(self, environment: Tensor, k: int, core: Tensor) -> Tensor:
+        """(batch, labels, r) -> (batch, labels, l)."""
+        environment = environment.to(core)
+        mode = self._modes[k]
+        if mode is not None and not mode.is_floating_point():
+            return _gathered(environment, core.permute(2, 1, 0), mode)
+        return (
+            _absorb_mode(environment, mode, core.shape[1], leading=True) @ core.reshape(core.shape[0], -1).mT
+        )
+
+
+class LeastSquares(GatherLoss):
+    """Half the mean squared error of the values of a train at given points: a quadratic problem.
+
+    Args:
+        points: As for `GatherLoss`.
+        targets: Shape (batch,), or (batch, labels) with a `label_mode`.
+        label_mode: The mode that is left open, or None.
+        l2: Weight of |train|^2 / 2, added to the loss.
+
+    Raises:
+        ShapeError: Points and targets of different lengths, or of a shape that is neither of the two.
+    """
+
+    is_quadratic = True
+
+    def __init__(
+        self,
+        points: Tensor | Sequence[Tensor],
+        targets: Tensor,
+        *,
+        label_mode: int | None = None,
+        l2: float = 0.0,
+    ) -> None:
+        super().__init__(points, targets, _half_mean_square, label_mode=label_mode, l2=l2)
+
+
+class LocalGather:
+    """The loss of one block X (l m, n r): output[b, c] = left[b, c] X right[b, c]^T.
+
+    Args:
+        left: Shape (batch, 1 or labels, l m).
+        right: Shape (batch, labels or 1, n r).
+        problem: The loss.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, problem: GatherLoss) -> None:
+        self._left = left
+        self._right = right
+        self._problem = problem
+        self.is_quadratic = problem.is_quadratic
+
+    def outputs(self, block: Tensor) -> Tensor:
+        """Values at the points, shape (batch, labels)."""
+        matrix = block.reshape(self._left.shape[2], self._right.shape[2])
+        return ((self._left @ matrix) * self._right).sum(2)
+
+    def pull_back(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
+        """The adjoint of `outputs`: weights (batch, labels) to a block."""
+        weighted = weights.unsqueeze(2)
+        if self._left.shape[1] == 1:
+            matrix = self._left[:, 0].mT @ (weighted * self._right).sum(1)
+        else:
+            matrix = (self._left * weighted).sum(1).mT @ self._right[:, 0]
+        return matrix.reshape(*shape)
+
+    def value(self, block: Tensor) -> float:
+        """The loss."""
+        with torch.no_grad():
+            return float(self._problem.evaluate(self.outputs(block))) + self._penalty(block)
+
+    def value_and_gradient(self, block: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient."""
+        loss, slope = self._slope(self.outputs(block))
+        gradient = self.pull_back(slope, block.shape)
+        if self._problem.l2:
+            gradient = gradient + self._problem.l2 * block
+        return float(loss) + self._penalty(block), gradient
+
+    def curvature(self, block: Tensor) -> Operator:
+        """J^T H J + l2."""
+        with torch.enable_grad():
+            outputs = self.outputs(block).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self._problem.evaluate(outputs), outputs, create_graph=True)
+
+        def apply(direction: Tensor) -> Tensor:
+            pushed = self.outputs(direction)
+            (bent,) = torch.autograd.grad(slope, outputs, pushed, retain_graph=True)
+            image = self.pull_back(bent, direction.shape)
+            return image + self._problem.l2 * direction if self._problem.l2 else image
+
+        return apply
+
+    def sign_flipped_gradient(self, block: Tensor, generator: torch.Generator) -> Tensor:
+        """The gradient with a random sign for each sample's residual."""
+        _, slope = self._slope(self.outputs(block))
+        signs = torch.randint(0, 2, (len(slope), 1), generator=generator).to(slope) * 2 - 1
+        return self.pull_back(slope * signs, block.shape)
+
+    def _slope(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            free = outputs.detach().requires_grad_()
+            loss = self._problem.evaluate(free)
+            (slope,) = torch.autograd.grad(loss, free)
+        return loss.detach(), slope
+
+    def _penalty(self, block: Tensor) -> float:
+        return (
+            0.5 * self._problem.l2 * float(torch.linalg.vector_norm(block)) ** 2 if self._problem.l2 else 0.0
+        )
+
+
+def _half_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets.to(outputs)).square().mean()
+
+
+def _read_points(points: Tensor | Sequence[Tensor], label_mode: int | None) -> list[Tensor | None]:
+    """One entry for each mode: indices (batch,), features (batch, n), or None for the open mode."""
+    if isinstance(points, Tensor):
+        if points.ndim not in (2, 3) or (points.ndim == 2) == points.is_floating_point():
+            raise ShapeError(
+                f"points: expected integer indices (batch, d) or features (batch, d, n), got "
+                f"{points.dtype} of shape {tuple(points.shape)}"
+            )
+        points = points.unbind(1)
+    modes: list[Tensor | None] = list(points)
+    if any(len(mode) != len(points[0]) for mode in points):
+        raise ShapeError("points: expected the same number of samples in every mode")
+    if label_mode is not None:
+        modes.insert(label_mode if label_mode >= 0 else len(modes) + 1 + label_mode, None)
+    return modes
+
+
+def _absorb_mode(environment: Tensor, mode: Tensor | None, size: int, *, leading: bool = False) -> Tensor:
+    """Environment (batch, labels, r) times features: (batch, labels, r n), or n r if `leading`."""
+    if mode is None:
+        features = torch.eye(size, dtype=environment.dtype, device=environment.device).unsqueeze(0)
+    elif mode.is_floating_point():
+        features = mode.to(environment).unsqueeze(1)
+    else:
+        features = F.one_hot(mode, size).to(environment).unsqueeze(1)
+    pair = (
+        (features.unsqueeze(3), environment.unsqueeze(2))
+        if leading
+        else (
+            environment.unsqueeze(3),
+            features.unsqueeze(2),
+        )
+    )
+    return (pair[0] * pair[1]).flatten(2)
+
+
+def _gathered(environment: Tensor, core: Tensor, mode: Tensor) -> Tensor:
+    """Environment (batch, labels, l) through the slices core[:, mode[b]]: one product for each index."""
+    slices = core.permute(1, 0, 2)
+    result = environment.new_empty(*environment.shape[:2], core.shape[2])
+    order = torch.argsort(mode, stable=True)
+    counts = torch.bincount(mode, minlength=core.shape[1]).tolist()
+    for value, members in enumerate(torch.split(order, counts)):
+        if len(members):
+            result[members] = environment[members] @ slices[value]
+    return result

@@ -1,0 +1,404 @@
+"""`TTMatrix`: an immutable matrix in tensor-train form. A thin face over functions of cores."""
+
+from collections.abc import Sequence
+from typing import Literal, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ttnet import matrix_cores as _matrix
+from ttnet import mpo as _mpo
+from ttnet._typing import Cores, CoresLike, PerBond
+from ttnet.errors import DeviceError, DTypeError
+from ttnet.tensor_train import TensorTrain, random_train, tt_svd
+from ttnet.truncation import Truncation, TruncationReport
+
+_Modes = Sequence[int]
+_Dtype = torch.dtype | None
+_Device = torch.device | str | None
+Factor = TypeVar("Factor", TensorTrain, "TTMatrix", Tensor)
+"""What a TT-matrix can be multiplied with."""
+
+
+class TTMatrix:
+    """A matrix of shape (m_0 ... m_{d-1}, n_0 ... n_{d-1}) as a chain of d cores; also known as an MPO.
+
+           m_0      m_1              m_{d-1}
+            |        |                  |
+        1--[0]--r1--[1]--r2-- ... --[d-1]--1
+            |        |                  |
+           n_0      n_1              n_{d-1}
+
+    Immutable: every operation returns a new one, which may share cores with the old one. What is linear in
+    the matrix (sums, gauge, rounding) is done on the train of its merged modes, see `as_train`.
+
+    Args:
+        cores: Core k of shape (r_k, m_k, n_k, r_{k+1}), rows before columns; the boundary ranks are 1.
+        center: Core around which the train of merged modes is known to be canonical, None where it is not.
+
+    Raises:
+        ShapeError: Cores that do not fit together, or no core `center`.
+        DTypeError: Integer cores or several dtypes.
+        DeviceError: Several devices.
+
+    Examples:
+        >>> import torch, ttnet
+        >>> from ttnet.tt_matrix import TTMatrix
+        >>> matrix = TTMatrix.random((2, 3), (4, 5), rank=2, seed=0, dtype=torch.float64)
+        >>> matrix.shape, matrix.ranks
+        ((6, 20), (1, 2, 1))
+        >>> train = ttnet.random_train((4, 5), rank=3, seed=1, dtype=torch.float64)
+        >>> torch.allclose((matrix @ train).full().flatten(), matrix.full() @ train.full().flatten())
+        True
+    """
+
+    __slots__ = ("_center", "_cores")
+
+    def __init__(self, cores: CoresLike, center: int | None = None) -> None:
+        self._cores = _matrix.check(cores)
+        self._center = TensorTrain(_matrix.merge_modes(self._cores), center).center
+
+    # Construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_train(cls, train: TensorTrain, rows: _Modes, columns: _Modes) -> Self:
+        """The TT-matrix whose merged modes are those of a train, the inverse of `as_train`.
+
+        Raises:
+            ShapeError: The modes of the train are not the products of `rows` and `columns`.
+        """
+        return cls(_matrix.split_modes(train.cores, rows, columns), train.center)
+
+    @overload
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: Tensor,
+        rows: _Modes,
+        columns: _Modes,
+        truncation: Truncation | None = None,
+        *,
+        return_report: Literal[False] = False,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: Tensor,
+        rows: _Modes,
+        columns: _Modes,
+        truncation: Truncation | None = None,
+        *,
+        return_report: Literal[True],
+    ) -> tuple[Self, TruncationReport]: ...
+
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: Tensor,
+        rows: _Modes,
+        columns: _Modes,
+        truncation: Truncation | None = None,
+        *,
+        return_report: bool = False,
+    ) -> Self | tuple[Self, TruncationReport]:
+        """Decompose a dense matrix by a TT-SVD of its interleaved modes.
+
+        Args:
+            matrix: Shape (prod(rows), prod(columns)), float or complex.
+            rows: Row modes (m_0, ..., m_{d-1}).
+            columns: Column modes (n_0, ..., n_{d-1}).
+            truncation: Which singular values are kept; by default all.
+            return_report: Whether the `TruncationReport` is returned as well.
+
+        Returns:
+            The TT-matrix, or the pair (matrix, report).
+
+        Raises:
+            ShapeError: The modes do not multiply to the shape of `matrix`.
+            DTypeError: `matrix` is of an integer dtype.
+            RankError: `truncation.max_rank` is a list that the bonds cannot have.
+        """
+        train, report = tt_svd(_matrix.interleave(matrix, rows, columns), truncation, return_report=True)
+        result = cls.from_train(train, rows, columns)
+        return (result, report) if return_report else result
+
+    @classmethod
+    def from_terms(
+        cls, terms: Sequence[_mpo.Term], shape: _Modes, *, dtype: _Dtype = None, device: _Device = None
+    ) -> Self:
+        """A sum of products of local matrices, of the smallest ranks; see `ttnet.mpo.from_terms`."""
+        return cls(_mpo.from_terms(terms, shape, dtype=dtype, device=device))
+
+    @classmethod
+    def identity(cls, shape: _Modes, *, dtype: _Dtype = None, device: _Device = None) -> Self:
+        """The identity on modes `shape`, of rank 1."""
+        return cls(_matrix.identity(shape, dtype=dtype, device=device))
+
+    @classmethod
+    def zeros(cls, rows: _Modes, columns: _Modes, *, dtype: _Dtype = None, device: _Device = None) -> Self:
+        """The zero matrix, of rank 1."""
+        sizes = zip(*_matrix.check_modes(rows, columns), strict=True)
+        return cls([torch.zeros(1, m, n, 1, dtype=dtype, device=device) for m, n in sizes])
+
+    @classmethod
+    def diagonal(cls, train: TensorTrain) -> Self:
+        """The diagonal matrix whose diagonal is `train`, of the same ranks."""
+        return cls(_matrix.diagonal(train.cores))
+
+    @classmethod
+    def random(
+        cls,
+        rows: _Modes,
+        columns: _Modes,
+        rank: PerBond,
+        *,
+        seed: int | torch.Generator | None = None,
+        dtype: _Dtype = None,
+        device: _Device = None,
+    ) -> Self:
+        """A seeded random TT-matrix whose entries have mean 0 and variance 1, see `ttnet.random_train`."""
+        merged = [m * n for m, n in zip(*_matrix.check_modes(rows, columns), strict=True)]
+        train = random_train(merged, rank, seed=seed, dtype=dtype, device=device)
+        return cls.from_train(train, rows, columns)
+
+    # What it is --------------------------------------------------------------------------------------------
+
+    @property
+    def cores(self) -> Cores:
+        """The cores, core k of shape (r_k, m_k, n_k, r_{k+1})."""
+        return self._cores
+
+    @property
+    def center(self) -> int | None:
+        """The canonical center of the train of merged modes, or None."""
+        return self._center
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Row modes (m_0, ..., m_{d-1})."""
+        return _matrix.rows_of(self._cores)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Column modes (n_0, ..., n_{d-1})."""
+        return _matrix.columns_of(self._cores)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the matrix, (m_0 ... m_{d-1}, n_0 ... n_{d-1})."""
+        return int(np.prod(self.rows, dtype=object)), int(np.prod(self.columns, dtype=object))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All d + 1 ranks; the first and the last are 1."""
+        return (*(core.shape[0] for core in self._cores), 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the cores."""
+        return self._cores[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the cores."""
+        return self._cores[0].device
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of entries of all cores."""
+        return sum(core.numel() for core in self._cores)
+
+    def __repr__(self) -> str:
+        """Rows, columns, ranks and dtype."""
+        return f"TTMatrix(rows={self.rows}, columns={self.columns}, ranks={self.ranks}, dtype={self.dtype})"
+
+    def full(self) -> Tensor:
+        """The dense matrix, shape (prod(rows), prod(columns))."""
+        return _matrix.contract(self._cores)
+
+    def as_train(self) -> TensorTrain:
+        """The train of merged modes (m_0 n_0, ..., m_{d-1} n_{d-1})."""
+        return TensorTrain(_matrix.merge_modes(self._cores), self._center)
+
+    def _with(self, train: TensorTrain) -> Self:
+        return type(self).from_train(train, self.rows, self.columns)
+
+    # Algebra -----------------------------------------------------------------------------------------------
+
+    def _merged(self, other: object) -> TensorTrain:
+        if not isinstance(other, TTMatrix):
+            raise DTypeError(f"other: expected a TTMatrix, got {type(other).__name__}")
+        _matrix.check_same_modes(self._cores, other._cores)
+        return other.as_train()
+
+    def __add__(self, other: "TTMatrix") -> Self:
+        """Sum; the ranks add."""
+        return self._with(self.as_train() + self._merged(other))
+
+    def __sub__(self, other: "TTMatrix") -> Self:
+        """Difference; the ranks add."""
+        return self._with(self.as_train() - self._merged(other))
+
+    def __mul__(self, other: "TTMatrix | complex | Tensor") -> Self:
+        """Product with a number, or entrywise with a TT-matrix, whose ranks multiply."""
+        return self._with(self.as_train() * (self._merged(other) if isinstance(other, TTMatrix) else other))
+
+    __rmul__ = __mul__
+
+    # numpy's scalars leave `number * matrix` to the matrix.
+    __array_priority__ = 1000
+
+    def __truediv__(self, other: complex | Tensor) -> Self:
+        """Matrix over a number."""
+        return self._with(self.as_train() / other)
+
+    def __neg__(self) -> Self:
+        """The negative."""
+        return self * -1
+
+    def __matmul__(self, other: Factor) -> Factor:
+        """Exact product with a train or a TT-matrix, whose ranks multiply, or with a dense tensor.
+
+        A dense tensor has the shape (..., n_0, ..., n_{d-1}). `ttnet.apply_matrix.apply` rounds on the way.
+
+        Raises:
+            ShapeError: The modes are not the columns of this matrix.
+            DTypeError: `other` is none of these.
+            DeviceError: The devices differ.
+        """
+        matrix, factor = pair(self, other)
+        if isinstance(factor, TensorTrain):
+            return TensorTrain(_matrix.matvec(matrix.cores, factor.cores))
+        if isinstance(factor, Tensor):
+            return _matrix.apply_dense(matrix.cores, factor)
+        return TTMatrix(_matrix.matmat(matrix.cores, factor.cores))
+
+    def dot(self, other: "TTMatrix") -> Tensor:
+        """Frobenius inner product tr(self^H other), a scalar tensor."""
+        return self.as_train().dot(self._merged(other))
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, a real scalar tensor."""
+        return self.as_train().norm()
+
+    def trace(self) -> Tensor:
+        """Trace, a scalar tensor.
+
+        Raises:
+            ShapeError: Rows and columns differ.
+        """
+        return _matrix.trace(self._cores)
+
+    def diag(self) -> TensorTrain:
+        """The diagonal as a train of the same ranks.
+
+        Raises:
+            ShapeError: Rows and columns differ.
+        """
+        return TensorTrain(_matrix.extract_diagonal(self._cores))
+
+    def kron(self, other: "TTMatrix") -> "TTMatrix":
+        """Kronecker product: the cores of `other` follow those of this matrix."""
+        matrix, factor = pair(self, other)
+        return TTMatrix([*matrix.cores, *factor.cores])
+
+    @property
+    def mT(self) -> Self:  # noqa: N802
+        """The transpose."""
+        return type(self)(_matrix.transpose(self._cores), self._center)
+
+    @property
+    def mH(self) -> Self:  # noqa: N802
+        """The conjugate transpose."""
+        return self.mT.conj()
+
+    def conj(self) -> Self:
+        """The complex conjugate."""
+        return type(self)([core.conj().resolve_conj() for core in self._cores], self._center)
+
+    # Gauge and rounding ------------------------------------------------------------------------------------
+
+    def orthogonalize(self, center: int) -> Self:
+        """The same matrix in the canonical gauge (of its train of merged modes) around `center`.
+
+        Raises:
+            ShapeError: There is no core `center`.
+        """
+        return self._with(self.as_train().orthogonalize(center))
+
+    @overload
+    def truncate(self, truncation: Truncation, *, return_report: Literal[False] = False) -> Self: ...
+
+    @overload
+    def truncate(
+        self, truncation: Truncation, *, return_report: Literal[True]
+    ) -> tuple[Self, TruncationReport]: ...
+
+    def truncate(
+        self, truncation: Truncation, *, return_report: bool = False
+    ) -> Self | tuple[Self, TruncationReport]:
+        """A TT-matrix of lower ranks, near in the Frobenius norm; see `TensorTrain.truncate`.
+
+        Raises:
+            RankError: `max_rank` is a list that the bonds cannot have.
+        """
+        train, report = self.as_train().truncate(truncation, return_report=True)
+        return (self._with(train), report) if return_report else self._with(train)
+
+    # Storage -----------------------------------------------------------------------------------------------
+
+    def to(self, *args: object, **kwargs: object) -> Self:
+        """Another dtype or device, with the arguments of `torch.Tensor.to`.
+
+        Raises:
+            DTypeError: An integer dtype, or a real one for a complex matrix.
+        """
+        train = self.as_train()
+        moved = train.to(*args, **kwargs)
+        return self if moved is train else self._with(moved)
+
+    def detach(self) -> Self:
+        """The same matrix, cut off from autograd."""
+        return type(self)([core.detach() for core in self._cores], self._center)
+
+    def clone(self) -> Self:
+        """A matrix with memory of its own."""
+        return type(self)([core.clone() for core in self._cores], self._center)
+
+
+def pair(matrix: TTMatrix, other: Factor) -> tuple[TTMatrix, Factor]:
+    """Both factors of a product in one dtype.
+
+    Raises:
+        DTypeError: `other` is neither a train, nor a TT-matrix, nor a tensor.
+        DeviceError: The devices differ.
+    """
+    if not isinstance(other, TensorTrain | TTMatrix | Tensor):
+        raise DTypeError(f"other: expected a TensorTrain, a TTMatrix or a Tensor, got {type(other).__name__}")
+    if other.device != matrix.device:
+        raise DeviceError(
+            f"other: expected {matrix.device}, got {other.device}; move one of them with .to(...)"
+        )
+    dtype = torch.promote_types(matrix.dtype, other.dtype)
+    return matrix.to(dtype), other.to(dtype)
+
+
+def _unflatten(leaves: object) -> TTMatrix:
+    # A pytree may hold anything while it is mapped (vmap's placeholders, None): no checks here.
+    matrix = object.__new__(TTMatrix)
+    matrix._cores = tuple(leaves)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    matrix._center = None
+    return matrix
+
+
+pytree.register_pytree_node(
+    TTMatrix,
+    # Whatever is mapped over the cores may spoil the gauge: the center is not handed on.
+    lambda matrix: (list(matrix.cores), None),
+    lambda leaves, _: _unflatten(leaves),
+    serialized_type_name="ttnet.TTMatrix",
+)

@@ -1,0 +1,92 @@
+"""Zip-up: a product that is cut while it is formed, and how far a train is from a product."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ttnet import linalg
+from ttnet._typing import Cores, CoresLike
+from ttnet.gauge import orthogonalize
+from ttnet.interfaces import Sites, absorb_left, canonical, exponential, interfaces, rescale, size_of
+from ttnet.rounding import truncate
+from ttnet.truncation import Truncation, TruncationReport, select_rank
+
+
+def zip_up(sites: Sites, truncation: Truncation) -> tuple[Cores, TruncationReport]:
+    """Form a product from left to right, cutting each bond as it comes, then round it.
+
+    Args:
+        sites: Pairs of cores of the two factors.
+        truncation: Which singular values the rounding keeps; the first sweep keeps more.
+
+    Returns:
+        Cores of merged modes with center 0 and the report, whose error is measured.
+
+    References:
+        Stoudenmire and White, New J. Phys. 12, 055026 (2010).
+    """
+    bonds = len(sites) - 1
+    # Right-orthogonal factors, so that what is cut locally is near what is cut from the product.
+    right = canonical([x for _, x in sites], 0)
+    left, log_scale = _right_orthogonal([a for a, _ in sites])
+    carry, cores = left[0].new_ones(1, 1, 1), []
+    eps = torch.finfo(left[0].dtype).eps
+    for k, (a, x) in enumerate(zip(left[:-1], right[:-1], strict=True)):
+        block, step = rescale(absorb_left(carry, a, x))
+        log_scale += step
+        u, s, vh = linalg.svd(block.reshape(-1, block.shape[3] * block.shape[4]))
+        wish = truncation.at_bond(k, bonds)
+        # Twice the rank and a hundredth of the weight: what is cut here cannot be judged yet.
+        rank = 2 * wish.max_rank if isinstance(wish.max_rank, int) else None
+        weights = [weight for weight in (wish.cutoff, (wish.rtol or 0.0) ** 2 / bonds) if weight]
+        cutoff = max(min(weights, default=0.0) / 100, eps * eps)
+        rank = select_rank(s, Truncation(max_rank=rank, cutoff=cutoff))
+        cores.append(u[:, :rank].reshape(carry.shape[0], -1, rank))
+        carry = (s[:rank, None] * vh[:rank]).reshape(rank, block.shape[3], block.shape[4])
+    last = absorb_left(carry, left[-1], right[-1])
+    cores.append(last.reshape(carry.shape[0], -1, 1) * exponential(log_scale))
+    rounded, report = truncate(cores, truncation, center=bonds)
+    error, bound = measure_error(sites, orthogonalize(rounded, -1, start=0))
+    ranks = tuple(len(a) * len(x) for a, x in sites[1:])
+    return rounded, replace(report, ranks_before=ranks, error_estimate=error, error_bound=bound)
+
+
+def _right_orthogonal(cores: CoresLike) -> tuple[list[Tensor], float]:
+    """Right-orthogonal cores of a TT-matrix over its norm, which may overflow, and the log of that norm."""
+    work, log_scale = list(cores), 0.0
+    for k in range(len(work) - 1, -1, -1):
+        if k:
+            work[k - 1 : k + 1] = canonical(work[k - 1 : k + 1], 0)
+        work[max(k - 1, 0)], step = rescale(work[max(k - 1, 0)])
+        log_scale += step
+    return work, log_scale
+
+
+def measure_error(sites: Sites, result: CoresLike) -> tuple[float, float]:
+    """||A x - y|| and a bound of it, for y canonical with center d - 1."""
+    mirrored = [(a.transpose(0, 3), x.transpose(0, 3)) for a, x in reversed(sites)]
+    sizes = [(size_of(gram), log, gram) for gram, log in interfaces(mirrored, gram=True)]
+    squared_norm, log_squared = float(sizes[-1][2].real), sizes[-1][1]
+    eps = torch.finfo(result[0].dtype).eps
+    carry, log_carry, roundoff = result[0].new_ones(1, 1, 1), 0.0, 0.0
+    log_norm = 0.5 * (log_squared + math.log(squared_norm)) if squared_norm > 0 else 0.5 * log_squared
+    for k, ((a, x), core) in enumerate(zip(sites, result, strict=True)):
+        size, log, _ = sizes[len(sites) - k]
+        roundoff += eps * size * (size_of(carry) * exponential(log_carry + 0.5 * log - log_norm)) ** 2
+        block = absorb_left(carry, a, x)
+        if k + 1 == len(sites):
+            carry = block
+            break
+        carry = core.reshape(-1, core.shape[2]).mH @ block.reshape(-1, block.shape[3] * block.shape[4])
+        carry, step = rescale(carry.reshape(-1, block.shape[3], block.shape[4]))
+        log_carry += step
+    # Pythagoras: what the basis of y cannot hold, and how far y is from the best that it holds.
+    unit = exponential(log_carry - log_norm)
+    inside = carry.reshape(-1) * unit
+    outside = max((1.0 if squared_norm > 0 else 0.0) - size_of(inside) ** 2, 0.0)
+    gap = size_of(inside - result[-1].reshape(-1) * exponential(-log_norm))
+    squared, norm = outside + gap * gap, exponential(log_norm)
+    bound = math.sqrt(squared + 8 * (len(sites) + 1) * roundoff)
+    return norm * math.sqrt(squared), norm * bound
