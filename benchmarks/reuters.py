@@ -1,8 +1,9 @@
 """Reuters R8 with MiniLM: a MetaTT adapter swept to rank 8 against peft's LoRA of rank 8, both tuned alike.
 
-First every learning rate of one grid is tried with each method on a seeded subset, judged by the dev split; then
-each method runs on the full training split at its best rate, once for each seed. Every run is `ttnet finetune`, so
-that the loop, the batches, the head and the metrics are the same. Runs that are there already are not repeated.
+First every learning rate of one grid is tried with each method on a seeded subset, judged by the dev split;
+then each method runs on the full training split at its best rate, once for each seed. Every run is `ttnet
+finetune`, so that the loop, the batches, the head and the metrics are the same. Runs that are there already
+are not repeated.
 
     python benchmarks/reuters.py --work runs/reuters --results benchmarks/results/reuters_r8.json
 """
@@ -20,7 +21,18 @@ METHODS: dict[str, list[str]] = {
     "metatt-4d": ["--method", "tt", "--ranks", "0:12,1:8"],
     "lora": ["--method", "lora", "--rank", "8"],
 }
-COMMON = ["--task", "reuters-r8", "--model", "minilm", "--epochs", "3", "--batch-size", "32", "--max-length", "128"]
+COMMON = [
+    "--task",
+    "reuters-r8",
+    "--model",
+    "minilm",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "32",
+    "--max-length",
+    "128",
+]
 
 
 def run(directory: Path, options: list[str]) -> dict[str, Any]:
@@ -35,7 +47,9 @@ def run(directory: Path, options: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Tune, run, write the JSON and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/reuters"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/reuters_r8.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -44,7 +58,13 @@ def main() -> None:
     parser.add_argument("--tune-only", action="store_true")
     args = parser.parse_args()
     machine = ["--dtype", args.dtype, "--threads", args.threads]
-    record: dict[str, Any] = {"grid": GRID, "common": COMMON + machine, "methods": METHODS, "tuning": {}, "full": {}}
+    record: dict[str, Any] = {
+        "grid": GRID,
+        "common": COMMON + machine,
+        "methods": METHODS,
+        "tuning": {},
+        "full": {},
+    }
     for method, options in METHODS.items():
         scores = {}
         for rate in GRID:

@@ -70,7 +70,7 @@ def test_modes_may_differ():
 
 @pytest.mark.parametrize(
     ("decay", "rank"),
-    [(lambda r: math.exp(-0.3 * r), 3), (lambda r: 0.5**r + 3 * 0.9**r, 4), (lambda r: 1.0, 3), (float, 4)],
+    [(lambda r: math.exp(-0.3 * r), 3), (lambda r: 0.5**r + 3 * 0.9**r, 4), (lambda r: r**0, 3), (float, 4)],
 )
 def test_long_ranged_couplings_cost_what_they_must(decay, rank):
     n = 30

@@ -202,7 +202,8 @@ def test_a_zero_spectrum_has_rank_one(options):
 def test_a_multiplet_larger_than_the_cap_is_cut_where_the_tolerance_says():
     options = {"cutoff": 0.8, "degeneracy_tol": 1e-6}
     values = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.1])
-    assert [select_rank(values, Truncation(max_rank=cap, **options)) for cap in (5, 4, 3, 2, 1)] == [4, 4, 1, 1, 1]
+    for cap, rank in ((5, 4), (4, 4), (3, 1), (2, 1), (1, 1)):
+        assert select_rank(values, Truncation(max_rank=cap, **options)) == rank
 
 
 def test_one_bond_takes_no_list():

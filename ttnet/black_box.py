@@ -1,6 +1,7 @@
 """A function of indices that is asked once for each entry, checked, counted and remembered."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class BlackBox:
         self.device = torch.device("cpu" if device is None else device)
         self.batch_size = batch_size
         self.grids = _read_grids(domain)
-        self.shape = check_shape([grid.numel() for grid in self.grids] or domain)  # pyright: ignore[reportArgumentType]
+        sizes: Any = [grid.numel() for grid in self.grids] or domain
+        self.shape = check_shape(sizes)
         self.dtype: torch.dtype | None = None  # of the values, once there are some
         self.evaluations = 0
         self.largest = 0.0
@@ -57,26 +59,26 @@ class BlackBox:
         self._filled = 0
 
     def __call__(self, indices: Tensor) -> Tensor:
-        """Values at indices (batch, d), on the CPU in double precision; those known are not computed again."""
+        """Values at indices (batch, d), on the CPU in double precision; known ones are not computed again."""
         rows = indices.numpy()
-        labels = (rows * self._multipliers).sum(1).tolist()
-        known = np.fromiter((self._place.get(label, -1) for label in labels), np.int64, len(labels))
+        labels = (rows * self._multipliers).sum(1)
+        found = np.fromiter((self._place.get(label, -1) for label in labels.tolist()), np.int64, len(labels))
         # Two entries may share a label: what is remembered counts only where the indices agree.
-        hit = known >= 0
-        hit[hit] = (self._indices[known[hit]] == rows[hit]).all(1)
+        is_known = found >= 0
+        is_known[is_known] = (self._indices[found[is_known]] == rows[is_known]).all(1)
         values = torch.empty(len(labels), dtype=self._values.dtype)
-        new = np.flatnonzero(~hit)
-        if new.size:
-            fresh, inverse = np.unique(rows[new], axis=0, return_inverse=True)
-            computed = self._compute(torch.from_numpy(fresh))
+        if not is_known.all():
+            new = np.flatnonzero(~is_known)
+            first, inverse = _distinct(rows[new], labels[new])
+            computed = self._compute(torch.from_numpy(rows[new][first]))
             if computed.is_complex() and not self._values.is_complex():
                 self._values, values = self._values.to(computed.dtype), values.to(computed.dtype)
-            self._remember(fresh, computed)
-            values[torch.from_numpy(new)] = computed.to(values.dtype)[torch.from_numpy(inverse.reshape(-1))]
-        values[torch.from_numpy(np.flatnonzero(hit))] = self._values[torch.from_numpy(known[hit])]
+            self._remember(rows[new][first], labels[new][first], computed)
+            values[torch.from_numpy(new)] = computed.to(values.dtype)[torch.from_numpy(inverse)]
+        values[torch.from_numpy(is_known)] = self._values[torch.from_numpy(found[is_known])]
         return values
 
-    def _remember(self, rows: np.ndarray, values: Tensor) -> None:
+    def _remember(self, rows: np.ndarray, labels: np.ndarray, values: Tensor) -> None:
         first, end = self._filled, self._filled + len(rows)
         if end > len(self._indices):
             room = max(2 * len(self._indices), end)
@@ -85,8 +87,7 @@ class BlackBox:
             )
             self._values = torch.cat([self._values[:first], self._values.new_empty(room - first)])
         self._indices[first:end], self._values[first:end] = rows, values
-        labels = (rows * self._multipliers).sum(1).tolist()
-        self._place.update(zip(labels, range(first, end), strict=True))
+        self._place.update(zip(labels.tolist(), range(first, end), strict=True))
         self._filled = end
 
     def _compute(self, indices: Tensor) -> Tensor:
@@ -99,9 +100,8 @@ class BlackBox:
     def _call(self, indices: Tensor) -> Tensor:
         arguments = indices.to(self.device)
         if self.grids:
-            arguments = torch.stack(
-                [grid.to(self.device)[i] for grid, i in zip(self.grids, arguments.T, strict=True)], 1
-            )
+            columns = [grid.to(self.device)[i] for grid, i in zip(self.grids, arguments.T, strict=True)]
+            arguments = torch.stack(columns, 1)
         with torch.no_grad():
             values = torch.as_tensor(self.function(arguments))
         if values.shape != indices.shape[:1]:
@@ -122,6 +122,14 @@ class BlackBox:
             )
         self.dtype = values.dtype if self.dtype is None else torch.promote_types(self.dtype, values.dtype)
         return values.to("cpu", torch.complex128 if values.is_complex() else torch.float64)
+
+
+def _distinct(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of distinct rows, and of each row its place among them."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    if not (rows[first][inverse] == rows).all():  # two rows share a label
+        _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first, inverse.reshape(-1)
 
 
 def _read_grids(domain: Sequence[int] | Sequence[Tensor]) -> list[Tensor]:

@@ -1,9 +1,9 @@
 """Cross approximation: a train of a function, from few of its entries.
 
-At each bond k the train interpolates the function at prefixes I_k and suffixes J_k. A sweep evaluates, core by core,
-the entries I_{k-1} x mode k x J_k and chooses new sets by maximal volume, nested from either end. Between sweeps
-the function is compared with the train: at random points, and at points that a search along the coordinates finds
-where the two differ most. The worst of them enter the sets of all bonds, so ranks grow where they are needed.
+At each bond k the train interpolates the function at prefixes I_k and suffixes J_k. A sweep evaluates, core
+by core, the entries I_{k-1} x mode k x J_k and chooses new sets by maximal volume, nested from one end. After
+each half the function is compared with the train: at random points, at random neighbors of the chosen ones,
+and where a search along the coordinates leads. The points that differ most enter the sets of all bonds.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ttnet import linalg
-from ttnet._typing import Cores
+from ttnet._typing import Cores, CoresLike
 from ttnet.black_box import BlackBox, VectorizedFunction
 from ttnet.cores import ranks_of
 from ttnet.errors import ConfigError, ShapeError
@@ -45,9 +45,10 @@ class CrossOptions:
         max_rank: Largest rank of a bond.
         max_sweeps: Largest number of sweeps, each there and back.
         max_evaluations: Entries after which no further sweep is begun.
-        starts: Random points from which the search for large entries starts, and at least as many between sweeps.
-        probes: Random points at which function and train are compared between sweeps.
-        held_out: Fresh random points for the error of the report.
+        starts: Random points from which the search for large entries starts, and later that for large errors.
+        probes: Random points, and as many neighbors of the chosen ones, at which function and train are
+            compared after each half of a sweep.
+        held_out: Fresh ones of both kinds for the errors of the report.
         batch_size: Most entries in one call of the function.
         seed: An integer, a generator on the CPU, or None for torch's global generator.
 
@@ -61,7 +62,7 @@ class CrossOptions:
     max_evaluations: int | None = None
     starts: int = 4
     probes: int = 200
-    held_out: int = 1000
+    held_out: int = 2000
     batch_size: int | None = None
     seed: int | torch.Generator | None = None
 
@@ -131,8 +132,8 @@ def cross(
             `domain` holds grids.
         domain: Mode sizes (n_0, ..., n_{d-1}), or one grid of points (n_k,) for each mode.
         options: Tolerance, caps and seed.
-        pivots: Points (count, d), integers, known to matter: where the function is large, or has features that
-            random points would miss.
+        pivots: Points (count, d), integers, known to matter: where the function is large, or has features
+            that random points would miss.
         device: Where the function is called and where the cores will be; default: the CPU.
 
     Returns:
@@ -151,7 +152,8 @@ def cross(
     options = options or CrossOptions()
     box = BlackBox(function, domain, device=device, batch_size=options.batch_size)
     generator = options.generator()
-    points, _ = _climb(box, _starting_points(box.shape, options.starts, generator), None)
+    nothing = [torch.zeros(1, size, 1, dtype=torch.float64) for size in box.shape]
+    points, _ = _climb(box, _starting_points(box.shape, options.starts, generator), nothing)
     if pivots is not None:
         points = torch.cat([points, _check_pivots(pivots, box.shape)])
     sets = _PivotSets(box, options)
@@ -162,12 +164,12 @@ def cross(
         cores = sets.sweep_right() if half % 2 == 0 else sets.sweep_left()
         half += 1
         rank = max(ranks_of(cores))
-        found = _compare(box, cores, options.probes, max(options.starts, rank // 2), generator)
+        found = _compare(sets, cores, options.probes, max(options.starts, rank // 2), generator)
         history.append(found.error)
         status = _reason_to_stop(options, found, history, half=half, rank=rank, evaluations=box.evaluations)
         if status is not None:
             # Held-out points are drawn anew at each attempt: none of them has been used before.
-            found = _compare(box, cores, options.held_out, options.starts, generator)
+            found = _compare(sets, cores, options.held_out, 4 * options.starts, generator)
             if status != "converged" or found.error <= options.rtol:
                 break
         sets.add(found.points)
@@ -223,6 +225,20 @@ class _PivotSets:
             self.prefixes[k] = torch.cat([self.prefixes[k], points[:, : k + 1]]).unique(dim=0)
             self.suffixes[k] = torch.cat([self.suffixes[k], points[:, k + 1 :]]).unique(dim=0)
 
+    def neighbors(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random points of the sets I_{k-1} x mode k x mode k+1 x J_{k+1}, at least `count` in all."""
+        shape, bonds = self.box.shape, len(self.prefixes)
+        each = -(-count // max(bonds, 1))
+        points = [torch.empty(0, len(shape), dtype=torch.int64)]
+        for k in range(bonds):
+            parts = [_random_points(shape[k : k + 2], each, generator)]
+            if k > 0:
+                parts.insert(0, _draw(self.prefixes[k - 1], each, generator))
+            if k < bonds - 1:
+                parts.append(_draw(self.suffixes[k + 1], each, generator))
+            points.append(torch.cat(parts, 1))
+        return torch.cat(points)
+
     def sweep_right(self) -> Cores:
         """Choose the prefixes anew, from the first bond to the last."""
         cores, prefixes = [], torch.empty(1, 0, dtype=torch.int64)
@@ -255,7 +271,7 @@ class _PivotSets:
         return self.box(points).reshape(len(prefixes), size, len(suffixes)), left, right
 
     def _choose(self, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that represent the matrix of entries to the tolerance, and the coefficients of all rows in them."""
+        """Rows that represent the matrix of entries to the tolerance, and the coefficients of all rows."""
         u, s, _ = linalg.svd(entries)
         # A margin once more: the errors of the bonds add, and interpolation enlarges them.
         tolerance = max(_MARGIN**2 * self.options.rtol, 4 * torch.finfo(self.box.dtype or entries.dtype).eps)
@@ -265,7 +281,7 @@ class _PivotSets:
 
 @dataclass(frozen=True, kw_only=True)
 class _Difference:
-    """Function against train: root mean square and maximum, both relative, and the points that differ most."""
+    """Function against train: root mean square and maximum, both relative, and where they differ most."""
 
     mean: float
     largest: float
@@ -277,37 +293,44 @@ class _Difference:
         return max(self.mean, self.largest)
 
 
-def _compare(box: BlackBox, cores: Cores, count: int, starts: int, generator: torch.Generator) -> _Difference:
-    """Compare at `count` random points, and where a search along the coordinates from `starts` points leads."""
+def _compare(
+    sets: _PivotSets, cores: Cores, count: int, starts: int, generator: torch.Generator
+) -> _Difference:
+    """Compare at `count` random points, as many neighbors of the sets, and along lines from the worst."""
+    box = sets.box
     points = _random_points(box.shape, count, generator)
     values = box(points)
     differences = (gather(cores, points) - values).abs()
-    worst = points[differences.argsort(descending=True)[: -(-starts // 2)]]
+    near = sets.neighbors(count, generator)
+    everywhere, all_differences = torch.cat([points, near]), differences
+    if len(near):
+        all_differences = torch.cat([differences, (gather(cores, near) - box(near)).abs()])
+    worst = everywhere[all_differences.argsort(descending=True)[: -(-starts // 2)]]
     others = _starting_points(box.shape, max(starts // 2, 1), generator)
-    found, largest = _climb(box, torch.cat([worst, others]), cores)
+    found, climbed = _climb(box, torch.cat([worst, others]), cores)
     # Random points may all miss what makes up the norm; the train knows what it has found of it.
     size = math.sqrt(float(values.abs().square().mean()))
     size = max(size, math.exp(float(log_norm(cores)) - 0.5 * sum(map(math.log, box.shape))))
     mean = math.sqrt(float(differences.square().mean()))
+    largest = max(climbed, float(all_differences.max()))
     return _Difference(mean=_ratio(mean, size), largest=_ratio(largest, box.largest), points=found)
 
 
-def _climb(box: BlackBox, points: Tensor, cores: Cores | None) -> tuple[Tensor, float]:
-    """Move points (count, d) along one coordinate after another to where function and train differ most.
-
-    Without a train it is to where the function is largest. Returns the points and the largest difference.
-    """
-    points = points.clone()
-    rows = torch.arange(len(points))
-    largest = 0.0
+def _climb(box: BlackBox, points: Tensor, cores: CoresLike) -> tuple[Tensor, float]:
+    """Move points (count, d) along one coordinate after another to where function and train differ most."""
+    points, rows, largest = points.clone(), torch.arange(len(points)), 0.0
+    left, rights = cores[0].new_ones(len(points), 1), [cores[0].new_ones(len(points), 1)]
+    for k in range(len(cores) - 1, 0, -1):
+        rights.append(torch.einsum("anb,pb->pan", cores[k], rights[-1])[rows, :, points[:, k]])
     for k, size in enumerate(box.shape):
         candidates = points.unsqueeze(1).repeat(1, size, 1)
         candidates[:, :, k] = torch.arange(size)
-        flat = candidates.flatten(0, 1)
-        values = box(flat) if cores is None else box(flat) - gather(cores, flat)
-        best, at = values.abs().reshape(len(points), size).max(1)
-        points[rows, k] = at
+        values = box(candidates.flatten(0, 1)).reshape(len(points), size)
+        grown = torch.einsum("pa,anb->pnb", left, cores[k])
+        line = torch.einsum("pnb,pb->pn", grown, rights[len(cores) - 1 - k])
+        best, points[:, k] = (values - line).abs().max(1)
         largest = float(best.max())
+        left = grown[rows, points[:, k]]
     return points, largest
 
 
@@ -317,6 +340,10 @@ def _ratio(error: float, size: float) -> float:
 
 def _random_points(shape: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
     return torch.stack([torch.randint(n, (count,), generator=generator) for n in shape], 1)
+
+
+def _draw(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return points[torch.randint(len(points), (count,), generator=generator)]
 
 
 def _starting_points(shape: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
@@ -329,7 +356,8 @@ def _check_pivots(pivots: Tensor, shape: tuple[int, ...]) -> Tensor:
     points = torch.as_tensor(pivots).cpu()
     if points.is_floating_point() or points.ndim != 2 or points.shape[1] != len(shape):
         raise ShapeError(
-            f"pivots: expected integers of shape (count, {len(shape)}), got {points.dtype} {tuple(points.shape)}"
+            f"pivots: expected integers of shape (count, {len(shape)}), got {points.dtype} of shape "
+            f"{tuple(points.shape)}"
         )
     sizes = torch.tensor(shape)
     if bool(((points < 0) | (points >= sizes)).any()):

@@ -193,9 +193,6 @@ class Chain:
 
     def __init__(self, cores: Sequence[Tensor], *, is_left: bool) -> None:
         self.matrices = [core.permute(1, 0, 2) if is_left else core.permute(1, 2, 0) for core in cores]
-        # The first and the last core are tables, of which no single matrix is taken.
-        self.forward = [[], *(matrices.unbind() for matrices in self.matrices[1:-1])]
-        self.backward = [[], *(matrices.mT.unbind() for matrices in self.matrices[1:-1])]
 
     def grow(self, side: Side) -> tuple[list[Tensor], Tensor]:
         """The vectors that enter each step, in the order of its rows, and the vectors at the meeting bond."""
@@ -203,7 +200,7 @@ class Chain:
         vectors = table if side.rows is None else table.index_select(0, side.rows)
         for step in side.steps:
             rows = vectors.index_select(0, step.parents)
-            vectors = _grouped(rows, self.forward[step.core], step)
+            vectors = _grouped(rows, self.matrices[step.core], step)
             inputs.append(rows)
         return inputs, vectors
 
@@ -217,7 +214,7 @@ class Chain:
             outer = [side.end, *(earlier.core for earlier in side.steps[:depth])]
             if all(into[core] is None for core in outer):
                 return
-            back = _grouped(gradient, self.backward[step.core], step)
+            back = _grouped(gradient, self.matrices[step.core].mT, step)
             size = side.steps[depth - 1].parents.numel() if depth else side.start_size
             if step.is_permutation:
                 gradient = torch.empty_like(back).index_copy_(0, step.parents, back)
@@ -229,11 +226,12 @@ class Chain:
             table.add_(gradient) if side.rows is None else table.index_add_(0, side.rows, gradient)
 
 
-def _grouped(rows: Tensor, matrices: Sequence[Tensor], step: Step) -> Tensor:
+def _grouped(rows: Tensor, matrices: Tensor, step: Step) -> Tensor:
     """Rows (m, l) times the matrix (l, r) of their index: (m, r)."""
-    out = rows.new_empty(rows.shape[0], matrices[0].shape[1])
+    out = rows.new_empty(rows.shape[0], matrices.shape[2])
+    parts = matrices.unbind()
     for index, x, y in zip(step.indices, rows.split(step.counts), out.split(step.counts), strict=True):
-        torch.mm(x, matrices[index], out=y)
+        torch.mm(x, parts[index], out=y)
     return out
 
 

@@ -149,7 +149,7 @@ def identity(
 
 def diagonal(cores: CoresLike) -> Cores:
     """Cores (r, n, n, r') of the diagonal matrix whose diagonal is a train with cores (r, n, r')."""
-    return tuple(torch.diag_embed(core, dim1=1, dim2=2) for core in cores)
+    return tuple(torch.diag_embed(core.movedim(1, -1), dim1=1, dim2=2) for core in cores)
 
 
 def extract_diagonal(cores: CoresLike) -> Cores:

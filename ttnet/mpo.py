@@ -12,6 +12,7 @@ exact.
           (all done)              .           .        1
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
@@ -78,12 +79,12 @@ def from_terms(
     read = [_read_term(term, sizes, at) for at, term in enumerate(terms)]
     alphabets = [_Alphabet(k, n, read) for k, n in enumerate(sizes)]
     total = _collect(read, alphabets)
-    if not total:
-        return _to_torch([np.zeros((1, n, n, 1)) for n in sizes], dtype, device)
     rows: _Rows = [total]
     cores = []
     for k, alphabet in enumerate(alphabets):
         combinations, rows = _factorize(_advance(rows, k, alphabet))
+        if not rows:
+            return _to_torch([np.zeros((1, n, n, 1)) for n in sizes], dtype, device)
         cores.append(combinations.reshape(-1, len(alphabet.basis), len(rows)))
     cores[-1] = cores[-1] * rows[0][()]
     if not all(alphabet.is_independent for alphabet in alphabets):
@@ -285,18 +286,23 @@ def _merge_parallel(rows: _Rows) -> tuple[_Rows, list[int | None], list[complex]
             if place is None:
                 place = len(leaders)
                 same.append(place)
-                # Leaders have a largest entry of 1, so that rows of all scales compare.
                 peaks.append(max(row, key=lambda string: abs(row[string])))
-                leaders.append({string: value / row[peaks[-1]] for string, value in row.items()})
-            factor = row[peaks[place]]
+                scale = _power_of_two(abs(row[peaks[-1]]))
+                leaders.append({string: value / scale for string, value in row.items()})
+            factor = row[peaks[place]] / leaders[place][peaks[place]]
         places.append(place)
         factors.append(factor)
     return leaders, places, factors
 
 
+def _power_of_two(size: float) -> float:
+    """What a row is divided by so that rows of all scales compare; exact, and 1 for ordinary sizes."""
+    return 1.0 if 1e-3 < size < 1e3 else 2.0 ** round(math.log2(size))
+
+
 def _is_multiple(row: dict[_String, complex], leader: dict[_String, complex], peak: _String) -> bool:
-    factor = row[peak]
-    slack = _ROUNDOFF * abs(factor)
+    factor = row[peak] / leader[peak]
+    slack = _ROUNDOFF * abs(row[peak])
     return all(abs(value - factor * leader[string]) <= slack for string, value in row.items())
 
 
