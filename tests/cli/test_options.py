@@ -95,3 +95,12 @@ def test_a_resumed_run_keeps_its_options(tmp_path):
     stored.write_text("{")
     with pytest.raises(FormatError, match="--overwrite"):
         check_same(options(), stored)
+
+
+def test_auto_becomes_a_dtype_of_this_machine(tmp_path):
+    from ttnet.cli.training import resolve_dtype
+
+    options = FinetuneOptions(model="m", output=str(tmp_path), task="sst2", dtype="auto")
+    assert resolve_dtype(options).dtype in ("bf16", "float32")
+    exact = FinetuneOptions(model="m", output=str(tmp_path), task="sst2", dtype="fp16")
+    assert resolve_dtype(exact) is exact

@@ -101,7 +101,9 @@ def finetune(
         str, _option("Kernel: sdpa, eager, or auto (eager for bf16 on a CPU).", TRAINING)
     ] = "auto",
     seed: Annotated[int, _option("Seed of everything but the data.", TRAINING)] = 0,
-    dtype: Annotated[str, _option("float32, or autocast to bf16 or fp16 (GPU).", TRAINING)] = "float32",
+    dtype: Annotated[
+        str, _option("float32, autocast to bf16 or fp16 (GPU), or auto: bf16 where it is fast.", TRAINING)
+    ] = "float32",
     threads: Annotated[int | None, _option("CPU threads of torch.", TRAINING)] = None,
     output: Annotated[Path, _option("Directory to write; new or empty.", OUTPUT)],
     save_steps: Annotated[int | None, _option("Checkpoints also after this many steps.", OUTPUT)] = None,

@@ -30,6 +30,7 @@ from ttnet.cli.training import (
     checkpoint_step,
     last_checkpoint,
     make_optimizer,
+    resolve_dtype,
     training_arguments,
 )
 from ttnet.errors import ConfigError
@@ -51,6 +52,7 @@ def run(options: FinetuneOptions, console: Console) -> Record:
     Raises:
         TTNetError: An option, a file or the model does not fit; or the training failed.
     """
+    options = resolve_dtype(options)
     output = Path(options.output)
     main_process = int(os.environ.get("RANK", "0")) == 0
     checkpoint = _check_output(options, output, console) if main_process or options.resume else None

@@ -1,5 +1,6 @@
 """The loop of `transformers.Trainer` with what a run adds: its sampler, two learning rates, finite losses."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
@@ -117,6 +118,17 @@ class SaveEvery(TrainerCallback):
         del args, kwargs
         if state.global_step % self.steps == 0:
             control.should_save = True
+
+
+def resolve_dtype(options: FinetuneOptions) -> FinetuneOptions:
+    """Options whose dtype "auto" is decided: bf16 where the hardware computes in it, float32 elsewhere."""
+    if options.dtype != "auto":
+        return options
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return dataclasses.replace(options, dtype="bf16" if fast else "float32")
 
 
 def training_arguments(options: FinetuneOptions, checkpoints: Path, main_metric: str) -> TrainingArguments:
