@@ -61,7 +61,9 @@ def _upper_correlations(a: list[Tensor], b: list[Tensor], cores: Sequence[Tensor
         closing = tensordot(core.conj(), _act(right, core), [1, 2], [1, 2])
         values = opened.flatten(1) @ closing.flatten()
         columns.append(torch.cat([values, values.new_zeros(count - len(values))]))
-        half = (opened.reshape(-1, core.shape[0]) @ core.flatten(1)).reshape(len(opened), -1, rank)
+        half = (opened.reshape(-1, core.shape[0]) @ core.flatten(1)).reshape(
+            len(opened), core.shape[0] * core.shape[1], rank
+        )
         opened = _cores.left_unfold(core).mH @ half
         half = _cores.absorb_left(environment, core)
         bra = _cores.left_unfold(core).mH

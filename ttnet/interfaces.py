@@ -63,7 +63,7 @@ def extend_gram(gram: Tensor, a: Tensor, x: Tensor, bra: Tensor | None = None) -
 
 
 def interfaces(sites: Sites, *, gram: bool) -> Iterator[tuple[Tensor, float]]:
-    """Interface of each bond and of both ends, scaled to a largest entry of 1, and the log of the scale."""
+    """Interface of each bond and of both ends, scaled to size 1, and the exponent of the scale."""
     interface, log_scale = sites[0][0].new_ones(1, 1, 1), 0.0
     yield interface, log_scale
     for a, x in sites:
@@ -74,24 +74,26 @@ def interfaces(sites: Sites, *, gram: bool) -> Iterator[tuple[Tensor, float]]:
 
 
 def rescale(tensor: Tensor) -> tuple[Tensor, float]:
-    """The tensor with a largest entry of size 1 and the log of what it was divided by."""
-    largest = float(tensor.abs().max())
+    """The tensor with a largest entry between 1/2 and 1, and the exponent of 2 that it was divided by: exact."""
+    largest = float(torch.linalg.vector_norm(tensor, math.inf))
     if not math.isfinite(largest):
         raise NonFiniteError(
             "matrix, other: expected finite cores, got NaN or infinity in them or in a partial product"
         )
-    return (tensor / largest, math.log(largest)) if largest > 0 else (tensor, 0.0)
+    reach = 120 if torch.finfo(tensor.dtype).bits == 32 else 1000
+    exponent = min(max(math.frexp(largest)[1], -reach), reach) if largest > 0 else 0
+    return (tensor * 2.0**-exponent, float(exponent)) if exponent else (tensor, 0.0)
 
 
 def rescale_all(cores: CoresLike) -> tuple[list[Tensor], float]:
-    """Cores with largest entries of 1, and the log of what the whole was divided by."""
+    """Cores with entries of size 1, and the exponent of 2 that the whole was divided by."""
     scaled = [rescale(core) for core in cores]
-    return [core for core, _ in scaled], math.fsum(log for _, log in scaled)
+    return [core for core, _ in scaled], math.fsum(exponent for _, exponent in scaled)
 
 
 def exponential(exponent: float) -> float:
-    """The exponential, the largest number where it overflows."""
-    return math.exp(min(exponent, 709.0))
+    """2 to a power, the largest one where it overflows."""
+    return 2.0 ** min(exponent, 1023.0)
 
 
 def size_of(tensor: Tensor) -> float:

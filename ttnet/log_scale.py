@@ -17,9 +17,9 @@ def log_dot(a: CoresLike, b: CoresLike) -> tuple[Tensor, Tensor]:
         b: Cores of shape (s_k, n_k, s_{k+1}), of the same dtype.
 
     Returns:
-        The phase, +-1 for real trains and of modulus 1 for complex ones, and the natural logarithm of the
-        magnitude, real; scalars in float32 or better. A product of zero has phase 0 and logarithm -inf. Both
-        are differentiable where the product is not zero.
+        The phase, +-1 for real trains and of modulus 1 for complex ones, in the dtype of the cores (float32
+        or better), and the natural logarithm of the magnitude, in float64: two scalars. A product of zero
+        has phase 0 and logarithm -inf. Both are differentiable where the product is not zero.
 
     Raises:
         ShapeError: The shapes differ.
@@ -27,17 +27,17 @@ def log_dot(a: CoresLike, b: CoresLike) -> tuple[Tensor, Tensor]:
     check_same_shape(a, b)
     working = linalg.working_dtype(torch.promote_types(a[0].dtype, b[0].dtype))
     environment = a[0].new_ones(1, 1, dtype=working)
-    logarithm = environment.real.new_zeros(())
+    scales = []
     for x, y in zip(a, b, strict=True):
         x, x_scale = _normalized(x.to(working))
         y, y_scale = _normalized(y.to(working))
         environment, scale = _normalized(extend_left(environment, x, y))
-        logarithm = logarithm + x_scale.log() + y_scale.log() + scale.log()
+        scales += [x_scale, y_scale, scale]
     value = environment.reshape(())
     magnitude = value.abs()
     if not bool(magnitude > 0):
-        return value.detach(), torch.full_like(logarithm, -torch.inf).detach()
-    return value / magnitude, logarithm + magnitude.log()
+        return value.detach(), _minus_infinity(value)
+    return value / magnitude, _sum_of_logs(scales) + magnitude.to(torch.float64).log()
 
 
 def log_norm(cores: CoresLike) -> Tensor:
@@ -50,7 +50,7 @@ def log_norm(cores: CoresLike) -> Tensor:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
 
     Returns:
-        A real scalar in float32 or better.
+        A real scalar in float64.
     """
     with torch.no_grad():
         value = _log_norm_by_qr(cores)
@@ -63,16 +63,24 @@ def log_norm(cores: CoresLike) -> Tensor:
 def _log_norm_by_qr(cores: CoresLike) -> Tensor:
     working = linalg.working_dtype(cores[0].dtype)
     carry = cores[0].new_ones(1, 1, dtype=working)
-    logarithm = carry.real.new_zeros(())
+    scales = []
     for core in cores:
         core, core_scale = _normalized(core.to(working))
         rows = (carry @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
         # A wide matrix has no smaller factor that carries its norm to the right.
         rows = linalg.positive_qr(rows)[1] if rows.shape[0] > rows.shape[1] else rows
         carry, scale = _normalized(rows)
-        logarithm = logarithm + core_scale.log() + scale.log()
+        scales += [core_scale, scale]
     norm = linalg.frobenius_norm(carry)
-    return logarithm + norm.log() if bool(norm > 0) else torch.full_like(logarithm, -torch.inf)
+    return _sum_of_logs(scales) + norm.to(torch.float64).log() if bool(norm > 0) else _minus_infinity(norm)
+
+
+def _sum_of_logs(scales: list[Tensor]) -> Tensor:
+    return torch.stack(scales).to(torch.float64).log().sum()
+
+
+def _minus_infinity(like: Tensor) -> Tensor:
+    return torch.full((), -torch.inf, dtype=torch.float64, device=like.device)
 
 
 def _normalized(tensor: Tensor) -> tuple[Tensor, Tensor]:

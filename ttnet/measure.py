@@ -70,8 +70,8 @@ def expectation(operators: Operators, train: TensorTrain) -> Tensor:
         >>> import torch, ttnet
         >>> from ttnet.operators import heisenberg
         >>> up = torch.tensor([1.0, 0.0], dtype=torch.float64).reshape(1, 2, 1)
-        >>> expectation(heisenberg(5, dtype=torch.float64), ttnet.TensorTrain([up] * 5))
-        tensor(1., dtype=torch.float64)
+        >>> round(expectation(heisenberg(5, dtype=torch.float64), ttnet.TensorTrain([up] * 5)).item(), 12)
+        1.0
     """
     squared_norm, log_norm = _sandwich(
         train, TTMatrix.identity(train.shape, dtype=train.dtype, device=train.device), train

@@ -287,7 +287,7 @@ def _merge_parallel(rows: _Rows) -> tuple[_Rows, list[int | None], list[complex]
                 place = len(leaders)
                 same.append(place)
                 peaks.append(max(row, key=lambda string: abs(row[string])))
-                scale = _power_of_two(abs(row[peaks[-1]]))
+                scale = row[peaks[-1]] if len(row) == 1 else _power_of_two(abs(row[peaks[-1]]))
                 leaders.append({string: value / scale for string, value in row.items()})
             factor = row[peaks[place]] / leaders[place][peaks[place]]
         places.append(place)

@@ -17,7 +17,6 @@ what roundoff may have hidden.
 """
 
 import math
-import sys
 from dataclasses import replace
 
 import torch
@@ -96,30 +95,27 @@ def apply(
     with_gradient = torch.is_grad_enabled() and any(core.requires_grad for core in (*matrix, *other))
     if method == "direct" or (method == "auto" and with_gradient):
         cores, report = _truncate(merge_modes(matmat(left, right)), truncation)
-        return tuple(core.to(storage) for core in cores), _finish(report, 0.0, storage)
+        return tuple(core.to(storage) for core in cores), _with_storage(report, storage)
     if with_gradient:
         raise ConfigError(
             f"method: {method!r} runs without autograd; use 'direct', or torch.no_grad() or .detach()"
         )
     with torch.no_grad():
-        # Largest entries of 1, so that squares neither overflow nor underflow; undone at the end.
+        # Entries of size 1, so that squares neither overflow nor underflow; scales are exponents of 2, as `log_`.
         left, log_left = rescale_all(left)
         right, log_right = rescale_all(right)
         sites, log_scale = list(zip(left, right, strict=True)), log_left + log_right
-        if truncation.atol:
-            atol = truncation.atol * exponential(-log_scale)
-            truncation = replace(truncation, atol=min(max(atol, sys.float_info.min), sys.float_info.max))
         if method == "zip-up":
-            cores, report = zip_up(sites, truncation)
+            cores, report = zip_up(sites, truncation, log_scale)
         else:
             gram = method == "density" or (method == "auto" and _is_loose(truncation, dtype))
-            cores, report, resolved = _project(sites, truncation, gram=gram)
+            cores, report, resolved = _project(sites, truncation, log_scale, gram=gram)
             if method == "auto" and not resolved:
-                cores, report, _ = _project(sites, truncation, gram=False)
-        first = (cores[0] * exponential(log_scale)).to(storage)
+                cores, report, _ = _project(sites, truncation, log_scale, gram=False)
+        first = cores[0].to(storage)
         if not bool(torch.isfinite(first).all()):
             raise NonFiniteError(f"matrix, other: expected a product within the range of {storage}, got more")
-        return (first, *(core.to(storage) for core in cores[1:])), _finish(report, log_scale, storage)
+        return (first, *(core.to(storage) for core in cores[1:])), _with_storage(report, storage)
 
 
 def product_error(matrix: CoresLike, other: CoresLike, result: CoresLike) -> tuple[float, float]:
@@ -143,24 +139,26 @@ def product_error(matrix: CoresLike, other: CoresLike, result: CoresLike) -> tup
         dtype = linalg.working_dtype(matrix[0].dtype)
         factors = [rescale_all([core.to(dtype) for core in cores]) for cores in (matrix, other, result)]
         (left, log_left), (right, log_right), (train, log_train) = factors
-        train = list(orthogonalize(train, -1))
-        train[-1] = train[-1] * exponential(log_train - log_left - log_right)
-        error, bound = measure_error(list(zip(left, right, strict=True)), train)
-        return error * exponential(log_left + log_right), bound * exponential(log_left + log_right)
+        train = orthogonalize(train, -1)
+        sites, log_scale = list(zip(left, right, strict=True)), log_left + log_right
+        error, bound, _ = measure_error(sites, train, log_scale, log_train)
+        return error, bound
 
 
 # Projection: "density" and "qr" ----------------------------------------------------------------------------
 
 
-def _project(sites: Sites, truncation: Truncation, *, gram: bool) -> tuple[Cores, TruncationReport, bool]:
+def _project(
+    sites: Sites, truncation: Truncation, log_scale: float, *, gram: bool
+) -> tuple[Cores, TruncationReport, bool]:
     """Cut the product in a sweep from the right; third comes whether its error exceeds the roundoff."""
     found, logs = zip(*interfaces(sites, gram=gram), strict=True)
     logs = [log / 2 for log in logs] if gram else list(logs)
     total = float(found[-1].real)
     # A Gram matrix may lose its sign to cancellation; the bound below then says that nothing is known.
     size = math.sqrt(abs(total)) if gram else abs(total)
-    log_norm = math.log(size) + logs[-1] if size > 0 else logs[-1]
-    norm = exponential(log_norm) if size > 0 else 0.0
+    log_norm = math.log2(size) + logs[-1] if size > 0 else logs[-1]
+    norm = exponential(log_norm + log_scale) if size > 0 else 0.0
     bonds = len(sites) - 1
     allowed = _allowed_error(truncation, norm, bonds)
     remaining = _budget(truncation, norm) ** 2
@@ -196,7 +194,7 @@ def _project(sites: Sites, truncation: Truncation, *, gram: bool) -> tuple[Cores
         carry = projected.reshape(*block.shape[:2], rank)
     roundoff += eps * _reach(carry, sites[0]) * exponential(log_carry - log_norm)
     last = absorb_right(carry, *sites[0])
-    cores.append(last.reshape(1, -1, last.shape[4]) * exponential(log_carry))
+    cores.append(last.reshape(1, -1, last.shape[4]) * exponential(log_carry + log_scale))
 
     unseen *= 8 * (bonds + 1)
     squared = math.fsum(weights)
@@ -270,17 +268,9 @@ def _is_loose(truncation: Truncation, dtype: torch.dtype) -> bool:
     )
 
 
-def _finish(report: TruncationReport, log_scale: float, storage: torch.dtype) -> TruncationReport:
-    """Undo the scale of the factors, and add what rounding the cores to half precision costs."""
-    scale = exponential(log_scale)
-    bound = report.error_bound
-    if linalg.working_dtype(storage) != storage:
-        size = math.sqrt(max([1, *report.ranks_after])) * (len(report.ranks_after) + 1)
-        bound += size * torch.finfo(storage).eps * report.norm
-    return replace(
-        report,
-        discarded_weight=tuple(weight * scale * scale for weight in report.discarded_weight),
-        norm=report.norm * scale,
-        error_estimate=report.error_estimate * scale,
-        error_bound=bound * scale,
-    )
+def _with_storage(report: TruncationReport, storage: torch.dtype) -> TruncationReport:
+    """Add what rounding the cores to half precision costs."""
+    if linalg.working_dtype(storage) == storage:
+        return report
+    size = math.sqrt(max([1, *report.ranks_after])) * (len(report.ranks_after) + 1)
+    return replace(report, error_bound=report.error_bound + size * torch.finfo(storage).eps * report.norm)

@@ -60,8 +60,6 @@ class TTMatrix:
         self._cores = _matrix.check(cores)
         self._center = TensorTrain(_matrix.merge_modes(self._cores), center).center
 
-    # Construction ------------------------------------------------------------------------------------------
-
     @classmethod
     def from_train(cls, train: TensorTrain, rows: _Modes, columns: _Modes) -> Self:
         """The TT-matrix whose merged modes are those of a train, the inverse of `as_train`.
@@ -164,8 +162,6 @@ class TTMatrix:
         merged = [m * n for m, n in zip(*_matrix.check_modes(rows, columns), strict=True)]
         train = random_train(merged, rank, seed=seed, dtype=dtype, device=device)
         return cls.from_train(train, rows, columns)
-
-    # What it is --------------------------------------------------------------------------------------------
 
     @property
     def cores(self) -> Cores:
@@ -348,8 +344,6 @@ class TTMatrix:
         """
         train, report = self.as_train().truncate(truncation, return_report=True)
         return (self._with(train), report) if return_report else self._with(train)
-
-    # Storage -----------------------------------------------------------------------------------------------
 
     def to(self, *args: object, **kwargs: object) -> Self:
         """Another dtype or device, with the arguments of `torch.Tensor.to`.

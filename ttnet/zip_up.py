@@ -14,12 +14,13 @@ from ttnet.rounding import truncate
 from ttnet.truncation import Truncation, TruncationReport, select_rank
 
 
-def zip_up(sites: Sites, truncation: Truncation) -> tuple[Cores, TruncationReport]:
+def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Cores, TruncationReport]:
     """Form a product from left to right, cutting each bond as it comes, then round it.
 
     Args:
         sites: Pairs of cores of the two factors.
         truncation: Which singular values the rounding keeps; the first sweep keeps more.
+        log_scale: Exponent of 2 that the factors have been divided by.
 
     Returns:
         Cores of merged modes with center 0 and the report, whose error is measured.
@@ -29,13 +30,14 @@ def zip_up(sites: Sites, truncation: Truncation) -> tuple[Cores, TruncationRepor
     """
     bonds = len(sites) - 1
     # Right-orthogonal factors, so that what is cut locally is near what is cut from the product.
-    right = canonical([x for _, x in sites], 0)
-    left, log_scale = _right_orthogonal([a for a, _ in sites])
+    left, log_left = _right_orthogonal([a for a, _ in sites])
+    right, log_right = _right_orthogonal([x for _, x in sites])
+    log_carry = log_left + log_right
     carry, cores = left[0].new_ones(1, 1, 1), []
     eps = torch.finfo(left[0].dtype).eps
     for k, (a, x) in enumerate(zip(left[:-1], right[:-1], strict=True)):
         block, step = rescale(absorb_left(carry, a, x))
-        log_scale += step
+        log_carry += step
         u, s, vh = linalg.svd(block.reshape(-1, block.shape[3] * block.shape[4]))
         wish = truncation.at_bond(k, bonds)
         # Twice the rank and a hundredth of the weight: what is cut here cannot be judged yet.
@@ -46,15 +48,15 @@ def zip_up(sites: Sites, truncation: Truncation) -> tuple[Cores, TruncationRepor
         cores.append(u[:, :rank].reshape(carry.shape[0], -1, rank))
         carry = (s[:rank, None] * vh[:rank]).reshape(rank, block.shape[3], block.shape[4])
     last = absorb_left(carry, left[-1], right[-1])
-    cores.append(last.reshape(carry.shape[0], -1, 1) * exponential(log_scale))
+    cores.append(last.reshape(carry.shape[0], -1, 1) * exponential(log_carry + log_scale))
     rounded, report = truncate(cores, truncation, center=bonds)
-    error, bound = measure_error(sites, orthogonalize(rounded, -1, start=0))
+    error, bound, norm = measure_error(sites, orthogonalize(rounded, -1, start=0), log_scale)
     ranks = tuple(len(a) * len(x) for a, x in sites[1:])
-    return rounded, replace(report, ranks_before=ranks, error_estimate=error, error_bound=bound)
+    return rounded, replace(report, ranks_before=ranks, norm=norm, error_estimate=error, error_bound=bound)
 
 
 def _right_orthogonal(cores: CoresLike) -> tuple[list[Tensor], float]:
-    """Right-orthogonal cores of a TT-matrix over its norm, which may overflow, and the log of that norm."""
+    """Right-orthogonal cores of a TT-matrix over its norm, which may overflow, and its exponent of 2."""
     work, log_scale = list(cores), 0.0
     for k in range(len(work) - 1, -1, -1):
         if k:
@@ -64,14 +66,26 @@ def _right_orthogonal(cores: CoresLike) -> tuple[list[Tensor], float]:
     return work, log_scale
 
 
-def measure_error(sites: Sites, result: CoresLike) -> tuple[float, float]:
-    """||A x - y|| and a bound of it, for y canonical with center d - 1."""
+def measure_error(
+    sites: Sites, result: CoresLike, log_scale: float, log_result: float = 0.0
+) -> tuple[float, float, float]:
+    """Distance of a train y from a product A x, by contraction.
+
+    Args:
+        sites: Pairs of cores of the two factors.
+        result: Cores of y, canonical with center d - 1.
+        log_scale: Exponent of 2 that the factors have been divided by.
+        log_result: Exponent of 2 that y has been divided by.
+
+    Returns:
+        ||A x - y||, a bound of it and ||A x||.
+    """
     mirrored = [(a.transpose(0, 3), x.transpose(0, 3)) for a, x in reversed(sites)]
     sizes = [(size_of(gram), log, gram) for gram, log in interfaces(mirrored, gram=True)]
     squared_norm, log_squared = float(sizes[-1][2].real), sizes[-1][1]
     eps = torch.finfo(result[0].dtype).eps
     carry, log_carry, roundoff = result[0].new_ones(1, 1, 1), 0.0, 0.0
-    log_norm = 0.5 * (log_squared + math.log(squared_norm)) if squared_norm > 0 else 0.5 * log_squared
+    log_norm = 0.5 * (log_squared + math.log2(squared_norm)) if squared_norm > 0 else 0.5 * log_squared
     for k, ((a, x), core) in enumerate(zip(sites, result, strict=True)):
         size, log, _ = sizes[len(sites) - k]
         roundoff += eps * size * (size_of(carry) * exponential(log_carry + 0.5 * log - log_norm)) ** 2
@@ -86,7 +100,7 @@ def measure_error(sites: Sites, result: CoresLike) -> tuple[float, float]:
     unit = exponential(log_carry - log_norm)
     inside = carry.reshape(-1) * unit
     outside = max((1.0 if squared_norm > 0 else 0.0) - size_of(inside) ** 2, 0.0)
-    gap = size_of(inside - result[-1].reshape(-1) * exponential(-log_norm))
-    squared, norm = outside + gap * gap, exponential(log_norm)
+    gap = size_of(inside - result[-1].reshape(-1) * exponential(log_result - log_norm - log_scale))
+    squared, norm = outside + gap * gap, exponential(log_norm + log_scale)
     bound = math.sqrt(squared + 8 * (len(sites) + 1) * roundoff)
-    return norm * math.sqrt(squared), norm * bound
+    return norm * math.sqrt(squared), norm * bound, norm if squared_norm > 0 else 0.0

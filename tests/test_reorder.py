@@ -1,0 +1,153 @@
+"""Permute, reshape and quantics against torch, and their reports against the true error."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import dense
+from tests.strategies import DTYPES, cores_of, eps
+from ttnet import reorder
+from ttnet.construct import sum_of
+from ttnet.cores import check, contract, possible_ranks, ranks_of, shape_of
+from ttnet.errors import ConfigError, RankError, ShapeError
+from ttnet.random import random_cores
+from ttnet.truncation import Truncation
+
+
+def error(found, expected) -> float:
+    return dense.distance(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("dims", [(2, 0, 3, 1), (3, 2, 1, 0), (0, 1, 2, 3), (1, 0, 2, 3), (-1, 0, -2, 1)])
+def test_permute(dims, dtype) -> None:
+    cores = random_cores((3, 2, 4, 1), 3, seed=0, dtype=dtype)
+    found, report = reorder.permute(cores, dims)
+    expected = contract(cores).permute(dims)
+    assert shape_of(check(found)) == expected.shape
+    assert error(contract(found), expected) <= 1000 * eps(dtype) * dense.norm(dense.array(expected))
+    assert report.norm == pytest.approx(dense.norm(dense.array(expected)), rel=20 * eps(dtype))
+
+
+def test_permuting_there_and_back_keeps_the_ranks() -> None:
+    cores = random_cores((3, 4, 2, 5, 3), 3, seed=0, dtype=torch.float64)
+    dims = (4, 1, 3, 0, 2)
+    away, _ = reorder.permute(cores, dims)
+    back, _ = reorder.permute(away, [dims.index(k) for k in range(5)])
+    assert ranks_of(back) == ranks_of(cores)
+    assert error(contract(back), contract(cores)) < 1e-11
+
+
+@given(
+    kind=st.sampled_from(["random", "deficient", "zero", "graded", "repeated"]),
+    dims=st.permutations(range(4)),
+    truncation=st.sampled_from(
+        [
+            Truncation(max_rank=2),
+            Truncation(rtol=0.3),
+            Truncation(rtol=1e-2),
+            Truncation(cutoff=1e-2),
+            Truncation(atol=0.5),
+        ]
+    ),
+    seed=st.integers(0, 50),
+)
+def test_the_error_of_a_permutation_is_within_its_report(kind, dims, truncation, seed) -> None:
+    cores = cores_of(kind, (3, 2, 3, 2), [3, 4, 2], torch.float64, seed)
+    found, report = reorder.permute(cores, dims, truncation)
+    expected = contract(cores).permute(tuple(dims))
+    true = error(contract(found), expected)
+    assert true <= report.error_bound
+    assert report.ranks_after == ranks_of(found)[1:-1]
+    if truncation.bounds_error:
+        assert true <= math.sqrt(truncation.weight_budget(report.norm)) * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((4, 6), (24,)),
+        ((24,), (2, 3, 4)),
+        ((4, 6), (2, 2, 3, 2)),
+        ((2, 2, 3, 2), (4, 6)),
+        ((6, 4), (4, 6)),
+        ((1, 4, 1, 3), (4, 3)),
+        ((4, 3), (1, 2, 1, 2, 3, 1)),
+        ((2, 3, 4, 5), (6, 2, 10)),
+        ((1, 1), (1,)),
+        ((1,), (1, 1, 1)),
+        ((5,), (5,)),
+    ],
+)
+def test_reshape(old, new, dtype) -> None:
+    cores = random_cores(old, 3, seed=0, dtype=dtype)
+    found, report = reorder.reshape(cores, new)
+    expected = contract(cores).reshape(new)
+    assert shape_of(check(found)) == new
+    assert error(contract(found), expected) <= 500 * eps(dtype) * max(1.0, dense.norm(dense.array(expected)))
+    assert report.ranks_after == ranks_of(found)[1:-1]
+    assert all(r <= limit for r, limit in zip(report.ranks_after, possible_ranks(new), strict=True))
+
+
+def test_reshape_within_a_tolerance() -> None:
+    cores = random_cores((16, 9, 16), 6, seed=0, dtype=torch.float64)
+    for truncation in (Truncation(rtol=0.2), Truncation(max_rank=3), Truncation(max_rank=[2, 3, 3, 3, 2])):
+        found, report = reorder.reshape(cores, (4, 4, 3, 3, 4, 4), truncation)
+        true = error(contract(found), contract(cores).reshape(4, 4, 3, 3, 4, 4))
+        assert true <= report.error_bound
+        assert true <= 0.2 * report.norm or not truncation.bounds_error
+        assert report.ranks_after == ranks_of(found)[1:-1]
+
+
+def test_quantics_there_and_back() -> None:
+    cores = random_cores((8, 4, 1, 16), 3, seed=0, dtype=torch.float64)
+    quantics, _ = reorder.to_qtt(cores)
+    assert shape_of(quantics) == (2,) * 5 + (1,) + (2,) * 4
+    assert error(contract(quantics).reshape(8, 4, 1, 16), contract(cores)) < 1e-12
+    back = reorder.from_qtt(quantics, (8, 4, 1, 16))
+    assert shape_of(back) == (8, 4, 1, 16)
+    assert error(contract(back), contract(cores)) < 1e-12
+    thirds, _ = reorder.to_qtt(random_cores((27, 9), 2, seed=0), base=3)
+    assert shape_of(thirds) == (3,) * 5
+
+
+def test_quantics_finds_the_small_ranks() -> None:
+    grid = torch.linspace(0, 1, 2**10, dtype=torch.float64)
+    quantics, _ = reorder.to_qtt([torch.exp(grid).reshape(1, -1, 1)])
+    assert max(ranks_of(quantics)) == 1
+    quantics, _ = reorder.to_qtt(sum_of([torch.sin(7 * grid), grid]))
+    assert max(ranks_of(quantics)) <= 3
+
+
+def test_every_permutation_of_four() -> None:
+    cores = random_cores((2, 3, 2, 3), 2, seed=0, dtype=torch.float64)
+    for dims in itertools.permutations(range(4)):
+        assert error(contract(reorder.permute(cores, dims)[0]), contract(cores).permute(dims)) < 1e-12
+
+
+def test_bad_input_is_named() -> None:
+    cores = random_cores((4, 6), 2, seed=0)
+    with pytest.raises(ShapeError, match=r"dims: expected a permutation of 0 to 1, got \(0, 0\)"):
+        reorder.permute(cores, (0, 0))
+    with pytest.raises(ShapeError, match=r"shape: expected 24 entries as in \(4, 6\), got 25 in \(5, 5\)"):
+        reorder.reshape(cores, (5, 5))
+    with pytest.raises(ShapeError, match=r"cores: expected a power of base=2 as size of mode 1, got 6"):
+        reorder.to_qtt(cores)
+    with pytest.raises(ConfigError, match=r"base: expected an integer of at least 2, got 1"):
+        reorder.to_qtt(cores, base=1)
+    with pytest.raises(
+        ShapeError, match=r"shape: expected products of neighboring modes of \(4, 6\), got \(6, 4\)"
+    ):
+        reorder.from_qtt(cores, (6, 4))
+    with pytest.raises(RankError, match=r"max_rank: expected one rank for each of the 2 bonds"):
+        reorder.reshape(cores, (2, 2, 6), Truncation(max_rank=[2]))
+    long = [torch.ones(1, 2, 1)] * 40
+    with pytest.raises(
+        ShapeError, match=r"shape: expected boundaries near those of .* keep more of the boundaries"
+    ):
+        reorder.reshape([torch.ones(1, 3, 1), *long], (2**40, 3))

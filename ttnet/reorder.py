@@ -1,0 +1,257 @@
+"""Other orders and other groupings of the modes: permute, reshape, quantics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ttnet import linalg
+from ttnet._typing import Cores, CoresLike
+from ttnet.cores import absorb_left, left_unfold, merge_bond, ranks_of, shape_of
+from ttnet.errors import ConfigError, ShapeError
+from ttnet.gauge import move_center, orthogonalize
+from ttnet.random import check_shape
+from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
+
+_LARGEST_CORE = 2**24  # entries of a core that a reshape may pass through
+
+
+def permute(
+    cores: CoresLike, dims: Sequence[int], truncation: Truncation | None = None
+) -> tuple[Cores, TruncationReport]:
+    """Reorder the modes, as `torch.permute`, by swaps of neighbors with an SVD each.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+        dims: For each new mode the old one that becomes it.
+        truncation: Which singular values are kept at every swap; by default all above roundoff. `rtol` and
+            `atol` bound the error of the result: each swap gets its share.
+
+    Returns:
+        The cores, in the canonical gauge with center 0 (the order and its reverse are exact, and left in the
+        gauge they are in), and the report. Errors of several swaps of a bond may add up: `error_estimate` is
+        the root of the summed weights, `error_bound` the sum of the errors of all swaps.
+
+    Raises:
+        ShapeError: `dims` is no permutation of the modes.
+        RankError: `truncation.max_rank` is a list of the wrong length.
+    """
+    count = len(cores)
+    order = [d + count if isinstance(d, int) and d < 0 else d for d in dims]
+    if sorted(order) != list(range(count)):
+        raise ShapeError(f"dims: expected a permutation of 0 to {count - 1}, got {tuple(dims)}")
+    if order == list(range(count)):
+        return tuple(cores), _exact_report(cores, cores)
+    if order == list(reversed(range(count))):
+        turned = tuple(core.permute(2, 1, 0) for core in reversed(cores))
+        return turned, _exact_report(turned, turned)
+    place = [order.index(k) for k in range(count)]
+    swaps = _bubble(place)
+    cutter = _Cutter(cores, truncation, len(swaps))
+    work, center = list(orthogonalize(cores, swaps[0])), swaps[0]
+    for bond in swaps:
+        # The center goes to the nearer of the two cores that swap.
+        target = bond if center <= bond else bond + 1
+        work, center = list(move_center(work, center, target)), target
+        block = merge_bond(work[bond].to(cutter.dtype), work[bond + 1].to(cutter.dtype)).transpose(1, 2)
+        work[bond], work[bond + 1] = cutter.split(block, bond)
+        center = bond + 1
+    permuted = move_center(work, center, 0)
+    return permuted, cutter.report(cores, permuted)
+
+
+def _bubble(place: list[int]) -> list[int]:
+    """Bonds whose swaps sort `place`, in the order of an insertion sort, which moves the center little."""
+    place, swaps = list(place), []
+    for end in range(1, len(place)):
+        k = end
+        while k > 0 and place[k - 1] > place[k]:
+            place[k - 1], place[k] = place[k], place[k - 1]
+            swaps.append(k - 1)
+            k -= 1
+    return swaps
+
+
+def reshape(
+    cores: CoresLike, shape: Sequence[int], truncation: Truncation | None = None
+) -> tuple[Cores, TruncationReport]:
+    """Split and merge modes, in row-major order as `torch.reshape`.
+
+    Where a boundary between new modes lies at none between old ones, the modes around it are merged first and
+    then split; that core must not be too large.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+        shape: New mode sizes, of the same product.
+        truncation: Which singular values are kept where a mode is split; by default all above roundoff.
+            Merging is exact.
+
+    Returns:
+        The cores and the report, whose ranks before are those of the new bonds without truncation.
+
+    Raises:
+        ShapeError: The product differs, or a core in between would be too large.
+        RankError: `truncation.max_rank` is a list of the wrong length.
+    """
+    old, new = shape_of(cores), check_shape(shape)
+    if math.prod(old) != math.prod(new):
+        raise ShapeError(
+            f"shape: expected {math.prod(old)} entries as in {old}, got {math.prod(new)} in {new}"
+        )
+    groups = _align(old, new)
+    merged = []
+    for olds, _ in groups:
+        size = cores[olds[0]].shape[0] * math.prod(old[k] for k in olds) * cores[olds[-1]].shape[2]
+        if len(olds) > 1 and size > _LARGEST_CORE:
+            raise ShapeError(
+                f"shape: expected boundaries near those of {old}, got {new}: modes {olds} would become one "
+                f"core of {size} entries; keep more of the boundaries"
+            )
+        block = reduce(lambda a, b: merge_bond(a, b).flatten(1, 2), [cores[k] for k in olds])
+        merged.append(block)
+    splits = sum(len(news) - 1 for _, news in groups)
+    if not splits:
+        return tuple(merged), _exact_report(merged, merged)
+    cutter = _Cutter(cores, truncation, splits)
+    work, done = list(orthogonalize(merged, 0)), []
+    for at, (_, news) in enumerate(groups):
+        center = work[at].to(cutter.dtype)
+        for k in news[:-1]:
+            block = center.reshape(center.shape[0], new[k], -1, center.shape[2])
+            core, center = cutter.split(block, k, bonds=len(new) - 1)
+            done.append(core)
+            center = center.to(cutter.dtype)
+        done.append(center)
+        if at + 1 < len(work):
+            q, r = linalg.positive_qr(left_unfold(center))
+            done[-1] = q.reshape(center.shape[0], center.shape[1], -1)
+            work[at + 1] = absorb_left(r, work[at + 1].to(cutter.dtype))
+    done = [core.to(cores[0].dtype) for core in done]
+    return tuple(done), cutter.report(done, done)
+
+
+def _align(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Shortest runs of old and of new modes with equal products."""
+    groups, i, j = [], 0, 0
+    while i < len(old) and j < len(new):
+        olds, news, a, b = [i], [j], old[i], new[j]
+        i, j = i + 1, j + 1
+        while a != b:
+            if a < b:
+                olds.append(i)
+                a, i = a * old[i], i + 1
+            else:
+                news.append(j)
+                b, j = b * new[j], j + 1
+        groups.append((olds, news))
+    # Modes of size 1 at the end have no partner.
+    olds, news = groups[-1]
+    olds.extend(range(i, len(old)))
+    news.extend(range(j, len(new)))
+    return groups
+
+
+def to_qtt(
+    cores: CoresLike, base: int = 2, truncation: Truncation | None = None
+) -> tuple[Cores, TruncationReport]:
+    """Quantics: split every mode of size base^m into m modes of size `base`, the coarsest first.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}), every n_k a power of `base`.
+        base: Size of the new modes.
+        truncation: Which singular values are kept; by default all above roundoff.
+
+    Returns:
+        The cores and the report.
+
+    Raises:
+        ConfigError: `base` is below 2.
+        ShapeError: A mode that is no power of `base`.
+    """
+    if isinstance(base, bool) or not isinstance(base, int) or base < 2:
+        raise ConfigError(f"base: expected an integer of at least 2, got {base!r}")
+    shape: list[int] = []
+    for k, n in enumerate(shape_of(cores)):
+        power = round(math.log(n, base))
+        if base**power != n:
+            raise ShapeError(
+                f"cores: expected a power of base={base} as size of mode {k}, got {n}; pad the mode"
+            )
+        shape.extend([base] * power if power else [1])
+    return reshape(cores, shape, truncation)
+
+
+def from_qtt(cores: CoresLike, shape: Sequence[int]) -> Cores:
+    """Merge the modes of a quantics train back into modes of sizes `shape`, exactly.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+        shape: Sizes of the merged modes, each a product of neighboring n_k.
+
+    Returns:
+        The cores.
+
+    Raises:
+        ShapeError: The modes cannot be merged into that shape.
+    """
+    old, new = shape_of(cores), check_shape(shape)
+    if math.prod(old) != math.prod(new) or any(len(news) > 1 for _, news in _align(old, new)):
+        raise ShapeError(f"shape: expected products of neighboring modes of {old}, got {new}")
+    return reshape(cores, new)[0]
+
+
+class _Cutter:
+    """SVDs that share one budget and keep account of what they discard."""
+
+    def __init__(self, cores: CoresLike, truncation: Truncation | None, cuts: int) -> None:
+        self.dtype = linalg.working_dtype(cores[0].dtype)
+        norm = orthogonalize([core.detach().to(self.dtype) for core in cores], 0)[0]
+        self.norm = float(linalg.frobenius_norm(norm))
+        eps = torch.finfo(cores[0].dtype).eps
+        self.truncation = Truncation(rtol=20 * cuts * eps) if truncation is None else truncation
+        # Errors of swaps are not orthogonal to each other: the shares add, not their squares.
+        self.share = self.truncation.weight_budget(self.norm) / cuts**2
+        self.errors: list[float] = []
+        self.weights: dict[int, float] = {}
+        self.before: dict[int, int] = {}
+        self.storage = cores[0].dtype
+        self.bonds = len(cores) - 1
+
+    def split(self, block: Tensor, bond: int, *, bonds: int | None = None) -> tuple[Tensor, Tensor]:
+        """Split a block (l, m, n, r) that holds the norm; the right core will hold it."""
+        left, m, n, right = block.shape
+        u, s, vh = linalg.svd(block.reshape(left * m, n * right))
+        at_bond = replace(self.truncation.at_bond(bond, bonds or self.bonds), rtol=None, atol=None)
+        rank = select_rank(s, at_bond, max_weight=self.share)
+        weight = float(tail_weights(s)[rank])
+        self.errors.append(math.sqrt(weight))
+        self.weights[bond] = self.weights.get(bond, 0.0) + weight
+        self.before[bond] = s.numel()
+        a, b = u[:, :rank].reshape(left, m, rank), (s[:rank, None] * vh[:rank]).reshape(rank, n, right)
+        return a.to(self.storage), b.to(self.storage)
+
+    def report(self, before: CoresLike, after: CoresLike) -> TruncationReport:
+        """The account, with the sum of all errors as the bound."""
+        ranks = ranks_of(after)[1:-1]
+        ranks_before = [self.before.get(k, r) for k, r in enumerate(ranks_of(before)[1:-1])]
+        weights = [self.weights.get(k, 0.0) for k in range(len(ranks))]
+        report = TruncationReport.from_weights(
+            ranks_before, ranks, weights, norm=self.norm, dtype=self.storage
+        )
+        roundoff = (report.error_bound - report.error_estimate) * max(1.0, len(self.errors) / len(ranks))
+        return replace(report, error_bound=math.fsum(self.errors) + roundoff)
+
+
+def _exact_report(before: CoresLike, after: CoresLike) -> TruncationReport:
+    working = linalg.working_dtype(before[0].dtype)
+    center = orthogonalize([core.detach().to(working) for core in before], 0)[0]
+    return TruncationReport.from_weights(
+        ranks_of(before)[1:-1],
+        ranks_of(after)[1:-1],
+        [0.0] * (len(after) - 1),
+        norm=float(linalg.frobenius_norm(center)),
+        dtype=before[0].dtype,
+    )
