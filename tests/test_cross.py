@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.strategies import DTYPES
+from ttnet.black_box import BlackBox
 from ttnet.cores import check, contract, ranks_of
-from ttnet.cross import CrossOptions, cross
+from ttnet.cross import CrossOptions, _PivotSets, cross
 from ttnet.errors import ConfigError, NonFiniteError, ShapeError
 from ttnet.gather import gather
 from ttnet.random import random_cores
@@ -138,6 +139,16 @@ def test_what_does_not_converge_says_so() -> None:
     _, report = cross(lambda x: hilbert(x.float()), [GRID] * 4, options=CrossOptions(rtol=1e-11, seed=0))
     assert report.status == "stagnated"
     assert report.held_out_error < 1e-5
+
+
+def test_neighbors_differ_from_the_pivots_in_two_modes_at_most() -> None:
+    sets = _PivotSets(BlackBox(torch.sum, (9,) * 6), CrossOptions())
+    pivot = torch.tensor([[3, 1, 4, 1, 5, 8]])
+    sets.add(pivot)
+    near = sets.neighbors(50, torch.Generator().manual_seed(0))
+    assert len(near) >= 50
+    assert int((near != pivot).sum(1).max()) == 2
+    assert bool((near != pivot).any(0).all())
 
 
 def test_it_is_seeded() -> None:

@@ -232,7 +232,7 @@ def test_product_error_measures_any_train():
         error, bound = product_error(matrix.cores, bare(train), candidate.cores)
         truth = dense.norm(dense_of(candidate) - exact)
         assert error == pytest.approx(truth, rel=1e-9)
-        assert truth <= bound <= 1.0001 * truth
+        assert truth <= bound <= 1.0001 * truth + 1e-300
     error, bound = product_error(matrix.cores, bare(train), (matrix @ train).cores)
     assert error <= bound <= 1e-4 * dense.norm(exact)
     zero = TTMatrix.zeros([3] * 6, [3] * 6, dtype=torch.complex128)

@@ -74,7 +74,7 @@ def interfaces(sites: Sites, *, gram: bool) -> Iterator[tuple[Tensor, float]]:
 
 
 def rescale(tensor: Tensor) -> tuple[Tensor, float]:
-    """The tensor with a largest entry between 1/2 and 1, and the exponent of 2 that it was divided by: exact."""
+    """The tensor with a largest entry of 1/2 to 1, and the exponent of 2 that it was divided by: exact."""
     largest = float(torch.linalg.vector_norm(tensor, math.inf))
     if not math.isfinite(largest):
         raise NonFiniteError(

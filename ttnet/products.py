@@ -101,7 +101,7 @@ def apply(
             f"method: {method!r} runs without autograd; use 'direct', or torch.no_grad() or .detach()"
         )
     with torch.no_grad():
-        # Entries of size 1, so that squares neither overflow nor underflow; scales are exponents of 2, as `log_`.
+        # Entries of size 1, so that squares neither overflow nor underflow; `log_` is an exponent of 2.
         left, log_left = rescale_all(left)
         right, log_right = rescale_all(right)
         sites, log_scale = list(zip(left, right, strict=True)), log_left + log_right

@@ -100,7 +100,9 @@ def measure_error(
     unit = exponential(log_carry - log_norm)
     inside = carry.reshape(-1) * unit
     outside = max((1.0 if squared_norm > 0 else 0.0) - size_of(inside) ** 2, 0.0)
-    gap = size_of(inside - result[-1].reshape(-1) * exponential(log_result - log_norm - log_scale))
+    train = result[-1].reshape(-1) * exponential(log_result - log_norm - log_scale)
+    gap = size_of(inside - train)
     squared, norm = outside + gap * gap, exponential(log_norm + log_scale)
-    bound = math.sqrt(squared + 8 * (len(sites) + 1) * roundoff)
+    count = 8 * (len(sites) + 1)
+    bound = math.sqrt(squared + count * roundoff) + count * eps * size_of(train)
     return norm * math.sqrt(squared), norm * bound, norm if squared_norm > 0 else 0.0
