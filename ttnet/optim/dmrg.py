@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ttnet import linalg
 from ttnet._typing import Cores
-from ttnet.cores import absorb_left, absorb_right, left_unfold, merge_bond, ranks_of, right_unfold
+from ttnet.cores import merge_bond, ranks_of
 from ttnet.errors import ConfigError, NonFiniteError
-from ttnet.gauge import entropy, orthogonalize
+from ttnet.gauge import orthogonalize, shift_left, shift_right
 from ttnet.optim.geometry import Visit, there_and_back
 from ttnet.optim.growth import Growth, expansion, rank_cap
 from ttnet.optim.local import SOLVERS
@@ -29,6 +29,7 @@ from ttnet.optim.local.problem import LocalProblem, LocalResult, Start
 from ttnet.optim.observer import Observer, Progress
 from ttnet.optim.problems.closure import Closure
 from ttnet.optim.problems.problem import Problem
+from ttnet.optim.record import SweepRecord
 from ttnet.optim.result import DMRGResult, Status, SweepReport
 from ttnet.optim.split import Split, split
 from ttnet.parameter import TTParameter
@@ -118,7 +119,7 @@ class TwoSiteDMRG:
         self.sweeps_done = 0
         self._pending: _Update | None = None
         self._wrapped: tuple[object, Problem] | None = None
-        self._log = _Log()
+        self._record = SweepRecord()
 
     # One local update --------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class TwoSiteDMRG:
         subject = self._as_problem(problem)
         self._synchronize()
         if self._position == 0:
-            self._log = _Log(ranks=ranks_of(self._cores)[1:-1])
+            self._record = SweepRecord(ranks=ranks_of(self._cores)[1:-1])
         try:
             self._visit(subject)
             while self._position:
@@ -166,7 +167,7 @@ class TwoSiteDMRG:
             loss = self._settle(subject)
         finally:
             self._write_back()
-        return self._log.report(ranks_of(self._cores)[1:-1], loss, time.perf_counter() - started)
+        return self._record.report(ranks_of(self._cores)[1:-1], loss, time.perf_counter() - started)
 
     def minimize(
         self,
@@ -230,10 +231,10 @@ class TwoSiteDMRG:
         if self._pending is not None and not self._is_fine(start.loss):
             self._take_back(problem)
             local, start = self._begin(problem, visit)
-        self._log.saw(start)
+        self._record.saw(start)
         clock = time.perf_counter()
         result = self._solve(local, start, **self._options)
-        self._log.solved(result, time.perf_counter() - clock)
+        self._record.solved(result, time.perf_counter() - clock)
         clock = time.perf_counter()
         before = self._cores
         forced = visit.sites == 2 and self._split_two(visit, start, result, local)
@@ -242,7 +243,7 @@ class TwoSiteDMRG:
         self._pending = _Update(
             visit=visit, cores=before, start=start.block, loss=start.loss, block=result.block, forced=forced
         )
-        self._log.phases["split"] += time.perf_counter() - clock
+        self._record.phases["split"] += time.perf_counter() - clock
         self._position = (self._position + 1) % len(visits)
         if self._position == 0:
             self.sweeps_done += 1
@@ -260,8 +261,8 @@ class TwoSiteDMRG:
                 f"problem: expected a finite loss at cores {visit.site} to {visit.last}, got {loss}; "
                 f"the last good train is kept: raise `damping`, or look for an overflow in the loss"
             )
-        self._log.phases["environments"] += time.perf_counter() - clock
-        self._log.evaluations += 1
+        self._record.phases["environments"] += time.perf_counter() - clock
+        self._record.evaluations += 1
         return local, Start(block=block, loss=loss, gradient=gradient)
 
     def _split_two(self, visit: Visit, start: Start, result: LocalResult, local: LocalProblem) -> bool:
@@ -276,7 +277,7 @@ class TwoSiteDMRG:
             block = block + level * kick * (torch.linalg.vector_norm(block) / math.sqrt(block.numel()))
         parts = self._split(block, truncation, forward=visit.forward)
         self._place(visit, parts)
-        self._log.cut(visit.site, parts)
+        self._record.cut(visit.site, parts)
         return isinstance(truncation.max_rank, int) and truncation.max_rank < rank
 
     def _split(self, block: Tensor, truncation: Truncation, *, forward: bool) -> Split:
@@ -305,14 +306,8 @@ class TwoSiteDMRG:
             extra = expansion(self.growth, problem, work, bond, cap, self._generator, forward=visit.forward)
             if extra is not None:
                 work[bond], work[bond + 1] = extra
-        if visit.forward:
-            q, r = linalg.positive_qr(left_unfold(work[bond]))
-            work[bond] = q.reshape(*work[bond].shape[:2], -1)
-            work[bond + 1] = absorb_left(r, work[bond + 1])
-        else:
-            lower, q = linalg.positive_lq(right_unfold(work[bond + 1]))
-            work[bond + 1] = q.reshape(-1, *work[bond + 1].shape[1:])
-            work[bond] = absorb_right(work[bond], lower)
+        shift = shift_right if visit.forward else shift_left
+        work[bond], work[bond + 1] = shift(work[bond], work[bond + 1])
         self._cores = tuple(work)
 
     # Acceptance --------------------------------------------------------------------------------------------
@@ -327,7 +322,7 @@ class TwoSiteDMRG:
         """Highest acceptable loss: the one before the update, and never far above the lowest of the sweep."""
         eps = torch.finfo(pending.block.dtype).eps
         slack = 1000 * eps if eps < 1e-10 else 16 * eps
-        return min(pending.loss, self._log.lowest) + slack * abs(pending.loss)
+        return min(pending.loss, self._record.lowest) + slack * abs(pending.loss)
 
     def _take_back(self, problem: Problem) -> None:
         """Shorten the last update until its split does not raise the loss, or undo it."""
@@ -336,7 +331,7 @@ class TwoSiteDMRG:
         if pending is None or pending.visit.sites == 1:
             self._undo()
             return
-        self._log.undone += 1
+        self._record.undone += 1
         self._cores = pending.cores
         local = problem.local(self._cores, pending.visit)
         rank = pending.cores[pending.visit.site].shape[2]
@@ -344,13 +339,13 @@ class TwoSiteDMRG:
         for share in (1.0, 0.5, 0.25, 0.0625):
             block = pending.start + share * (pending.block - pending.start)
             parts = self._split(block, more, forward=pending.visit.forward)
-            self._log.evaluations += 1
+            self._record.evaluations += 1
             if local.value((parts.left @ parts.right).reshape(block.shape)) <= self._ceiling(pending):
                 break
         else:
             parts = self._split(pending.start, Truncation(max_rank=rank), forward=pending.visit.forward)
         self._place(pending.visit, parts)
-        self._log.cut(pending.visit.site, parts)
+        self._record.cut(pending.visit.site, parts)
 
     def _undo(self) -> None:
         if self._pending is not None:
@@ -428,7 +423,7 @@ class TwoSiteDMRG:
             "sites": self.sites,
             "pending": self._pending,
             "generator": self._generator.get_state(),
-            "log": self._log.as_dict(),
+            "log": self._record.as_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -437,72 +432,9 @@ class TwoSiteDMRG:
         self._position, self.sweeps_done = state["position"], state["sweeps_done"]
         self.sites, self._pending = state["sites"], state["pending"]
         self._generator.set_state(state["generator"])
-        self._log = _Log(**state["log"])
+        self._record = SweepRecord(**state["log"])
         if self._cores:
             self._write_back()
-
-
-class _Log:
-    """What a sweep has seen so far."""
-
-    def __init__(
-        self,
-        ranks: tuple[int, ...] = (),
-        losses: list[float] | None = None,
-        lowest_untruncated: float = math.inf,
-        gradient_norm: float = 0.0,
-        evaluations: int = 0,
-        undone: int = 0,
-        weights: dict[int, float] | None = None,
-        entropies: dict[int, float] | None = None,
-    ) -> None:
-        self.ranks = tuple(ranks)
-        self.losses = list(losses or [])
-        self.lowest_untruncated = lowest_untruncated
-        self.gradient_norm = gradient_norm
-        self.evaluations = evaluations
-        self.undone = undone
-        self.weights = dict(weights or {})
-        self.entropies = dict(entropies or {})
-        self.phases = {"environments": 0.0, "solve": 0.0, "split": 0.0}
-
-    @property
-    def lowest(self) -> float:
-        """Lowest loss of a train (not of a block before its split) in this sweep."""
-        return min(self.losses, default=math.inf)
-
-    def saw(self, start: Start) -> None:
-        self.losses.append(start.loss)
-        self.gradient_norm = max(self.gradient_norm, float(torch.linalg.vector_norm(start.gradient)))
-
-    def solved(self, result: LocalResult, seconds: float) -> None:
-        self.lowest_untruncated = min(self.lowest_untruncated, result.loss)
-        self.evaluations += result.evaluations
-        self.phases["solve"] += seconds
-
-    def cut(self, bond: int, parts: Split) -> None:
-        self.weights[bond] = parts.discarded_weight
-        self.entropies[bond] = entropy(parts.singular_values)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "phases"}
-
-    def report(self, ranks: tuple[int, ...], loss: float, seconds: float) -> SweepReport:
-        bonds = range(len(ranks))
-        return SweepReport(
-            ranks_before=self.ranks,
-            ranks_after=ranks,
-            discarded_weight=tuple(self.weights.get(k, 0.0) for k in bonds),
-            entropies=tuple(self.entropies.get(k, 0.0) for k in bonds),
-            loss_before=self.losses[0] if self.losses else None,
-            loss_after=loss,
-            loss_untruncated=self.lowest_untruncated,
-            gradient_norm=self.gradient_norm,
-            evaluations=self.evaluations,
-            undone=self.undone,
-            seconds=seconds,
-            phases=dict(self.phases),
-        )
 
 
 def _settled(trajectory: Sequence[SweepReport], tol: float, entropy_tol: float | None) -> bool:

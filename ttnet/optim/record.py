@@ -1,0 +1,83 @@
+"""What a sweep has seen so far, from which its report is made."""
+
+import math
+from typing import Any
+
+import torch
+
+from ttnet.gauge import entropy
+from ttnet.optim.local.problem import LocalResult, Start
+from ttnet.optim.result import SweepReport
+from ttnet.optim.split import Split
+
+
+class SweepRecord:
+    """Losses, weights and counts of one sweep.
+
+    Args:
+        ranks: Ranks of the d - 1 bonds when the sweep began; the others resume it in its middle.
+    """
+
+    def __init__(
+        self,
+        ranks: tuple[int, ...] = (),
+        losses: list[float] | None = None,
+        lowest_untruncated: float = math.inf,
+        gradient_norm: float = 0.0,
+        evaluations: int = 0,
+        undone: int = 0,
+        weights: dict[int, float] | None = None,
+        entropies: dict[int, float] | None = None,
+    ) -> None:
+        self.ranks = tuple(ranks)
+        self.losses = list(losses or [])
+        self.lowest_untruncated = lowest_untruncated
+        self.gradient_norm = gradient_norm
+        self.evaluations = evaluations
+        self.undone = undone
+        self.weights = dict(weights or {})
+        self.entropies = dict(entropies or {})
+        self.phases = {"environments": 0.0, "solve": 0.0, "split": 0.0}
+
+    @property
+    def lowest(self) -> float:
+        """Lowest loss of a train (not of a block before its split) in this sweep."""
+        return min(self.losses, default=math.inf)
+
+    def saw(self, start: Start) -> None:
+        """A block is about to be improved."""
+        self.losses.append(start.loss)
+        self.gradient_norm = max(self.gradient_norm, float(torch.linalg.vector_norm(start.gradient)))
+
+    def solved(self, result: LocalResult, seconds: float) -> None:
+        """A local solver has ended."""
+        self.lowest_untruncated = min(self.lowest_untruncated, result.loss)
+        self.evaluations += result.evaluations
+        self.phases["solve"] += seconds
+
+    def cut(self, bond: int, parts: Split) -> None:
+        """A block was split."""
+        self.weights[bond] = parts.discarded_weight
+        self.entropies[bond] = entropy(parts.singular_values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The arguments that make this record again."""
+        return {name: value for name, value in vars(self).items() if name != "phases"}
+
+    def report(self, ranks: tuple[int, ...], loss: float, seconds: float) -> SweepReport:
+        """The report of the finished sweep, with the ranks and the loss it ended at."""
+        bonds = range(len(ranks))
+        return SweepReport(
+            ranks_before=self.ranks,
+            ranks_after=ranks,
+            discarded_weight=tuple(self.weights.get(k, 0.0) for k in bonds),
+            entropies=tuple(self.entropies.get(k, 0.0) for k in bonds),
+            loss_before=self.losses[0] if self.losses else None,
+            loss_after=loss,
+            loss_untruncated=self.lowest_untruncated,
+            gradient_norm=self.gradient_norm,
+            evaluations=self.evaluations,
+            undone=self.undone,
+            seconds=seconds,
+            phases=dict(self.phases),
+        )
