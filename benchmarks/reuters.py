@@ -30,6 +30,8 @@ COMMON = [
     "3",
     "--batch-size",
     "32",
+    "--attention",
+    "sdpa",
     "--max-length",
     "128",
 ]
