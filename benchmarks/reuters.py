@@ -30,8 +30,6 @@ COMMON = [
     "3",
     "--batch-size",
     "32",
-    "--attention",
-    "sdpa",
     "--max-length",
     "128",
 ]
@@ -58,6 +56,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--tune-only", action="store_true")
+    parser.add_argument("--note", default="", help="kept in the record: what else a reader has to know")
     args = parser.parse_args()
     machine = ["--dtype", args.dtype, "--threads", args.threads]
     record: dict[str, Any] = {
@@ -67,6 +66,7 @@ def main() -> None:
         "tuning": {},
         "full": {},
     }
+    record["note"] = args.note
     for method, options in METHODS.items():
         scores = {}
         for rate in GRID:
