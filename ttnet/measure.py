@@ -228,10 +228,11 @@ def normalized_cores(train: TensorTrain) -> Cores:
 # Variance --------------------------------------------------------------------------------------------------
 
 
-def variance(operators: Operators, train: TensorTrain, *, method: str = "residual") -> Tensor:
+def variance(operators: Operators, train: TensorTrain, *, method: str = "auto") -> Tensor:
     """Variance <H^2> - <H>^2 as ||(H - <H>) x||^2 / ||x||^2, which is 0 for eigenvectors only.
 
     Methods:
+        "auto": "pairs", and "residual" where that leaves fewer than three digits.
         "residual": The norm of (H - <H>) x by orthogonalization, exact also where <H^2> and <H>^2 agree in
             all digits: variances far below the precision times <H>^2 are resolved. Forms (H - <H>) x, whose
             ranks are (sum_i w_i + 1) r for operators of ranks w_i and a train of ranks r.
@@ -242,7 +243,7 @@ def variance(operators: Operators, train: TensorTrain, *, method: str = "residua
         operators: H, or operators H_i that stand for their sum, which is never formed. For an H that is not
             Hermitian, <H^2> stands for ||H x||^2 and <H>^2 for its absolute square.
         train: The state x, of any norm but 0.
-        method: "residual" or "pairs".
+        method: "auto", "residual" or "pairs".
 
     Returns:
         A real scalar tensor, not negative.
@@ -254,23 +255,35 @@ def variance(operators: Operators, train: TensorTrain, *, method: str = "residua
         ConfigError: `method` is unknown.
         NonFiniteError: The train is zero.
     """
-    if method not in ("residual", "pairs"):
-        raise ConfigError(f"method: expected 'residual' or 'pairs', got {method!r}")
+    if method not in ("auto", "residual", "pairs"):
+        raise ConfigError(f"method: expected 'auto', 'residual' or 'pairs', got {method!r}")
     listed = _listed(operators, train)
     state = TensorTrain(normalized_cores(train), 0)
     means = [expectation(operator, state) for operator in listed]
-    if method == "residual":
-        residual = state * -torch.stack(means).sum()
-        for operator in listed:
-            residual = operator @ state + residual
-        return residual.norm().square()
+    if method != "residual":
+        found, squared = _variance_by_pairs(listed, state, means)
+        unresolved = 1e3 * torch.finfo(found.dtype).eps * squared
+        if method == "pairs" or bool(found.detach() > unresolved):
+            return found
+    residual = state * -torch.stack(means).sum()
+    for operator in listed:
+        residual = operator @ state + residual
+    return residual.norm().square()
+
+
+def _variance_by_pairs(
+    listed: list[TTMatrix], state: TensorTrain, means: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The variance of a sum by pairs of operators, and the magnitude of the terms that cancel in it."""
     paired = [pair(operator, state) for operator in listed]
     total = torch.zeros_like(means[0].real)
+    size = torch.zeros_like(total)
     for i, (first, x) in enumerate(paired):
         for j, (second, _) in enumerate(paired[: i + 1]):
             moment = _moment(first.to(means[i].dtype), second.to(means[i].dtype), x.to(means[i].dtype))
             total = total + (1 if i == j else 2) * (moment - means[i].conj() * means[j]).real
-    return total.clamp_min(0)
+            size = size + 2 * (moment.detach().abs() + (means[i] * means[j]).detach().abs())
+    return total.clamp_min(0), size
 
 
 def _moment(bra: TTMatrix, ket: TTMatrix, state: TensorTrain) -> Tensor:

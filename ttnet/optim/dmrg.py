@@ -135,7 +135,9 @@ class TwoSiteDMRG:
         Raises:
             NonFiniteError: The loss is NaN or infinite; the parameter is as before.
         """
-        found = self._visit(self._as_problem(problem))
+        subject = self._as_problem(problem)
+        self._synchronize()
+        found = self._visit(subject)
         self._write_back()
         return found
 
@@ -224,7 +226,6 @@ class TwoSiteDMRG:
         return DMRGResult(tensor_train=best[1], loss=best[0], trajectory=tuple(trajectory), status=status)
 
     def _visit(self, problem: Problem) -> float:
-        self._synchronize()
         visits = there_and_back(len(self._cores), self.sites)
         visit = visits[self._position % len(visits)]
         local, start = self._begin(problem, visit)

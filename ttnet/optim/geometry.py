@@ -5,6 +5,7 @@ alone; after it the center is handed to the right (`forward`) or to the left.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Visit:
         return self.site + self.sites - 1
 
 
+@cache
 def there_and_back(count: int, sites: int) -> tuple[Visit, ...]:
     """One sweep over a train of `count` cores, starting and ending with the center on core 0.
 

@@ -48,8 +48,10 @@ def split(matrix: Tensor, truncation: Truncation, *, forward: bool, max_weight: 
     References:
         White, Phys. Rev. Lett. 69, 2863 (1992).
     """
-    if _gram_resolves(truncation, max_weight, min(matrix.shape)):
-        return _split_by_gram(matrix, truncation, forward=forward)
+    if _gram_may_resolve(truncation, max_weight, min(matrix.shape)):
+        found = _split_by_gram(matrix, truncation, forward=forward)
+        if found is not None:
+            return found
     u, s, vh = linalg.svd(matrix)
     rank = select_rank(s, truncation, max_weight=max_weight)
     weight = float(tail_weights(s)[rank])
@@ -58,31 +60,28 @@ def split(matrix: Tensor, truncation: Truncation, *, forward: bool, max_weight: 
     return Split(left=left, right=right, singular_values=s, discarded_weight=weight)
 
 
-def _gram_resolves(truncation: Truncation, max_weight: float, size: int) -> bool:
+def _gram_may_resolve(truncation: Truncation, max_weight: float, size: int) -> bool:
     caps = isinstance(truncation.max_rank, int) and truncation.max_rank < size
-    coarse = truncation.cutoff >= GRAM_FLOOR or (truncation.cutoff == 0 and caps)
-    return (
-        coarse and not truncation.svd_min and truncation.degeneracy_tol is None and max_weight == float("inf")
-    )
+    fine = truncation.svd_min or truncation.degeneracy_tol is not None or max_weight != float("inf")
+    return not fine and (caps or truncation.cutoff >= GRAM_FLOOR)
 
 
-def _split_by_gram(matrix: Tensor, truncation: Truncation, *, forward: bool) -> Split:
+def _split_by_gram(matrix: Tensor, truncation: Truncation, *, forward: bool) -> Split | None:
+    """The split from the eigenvectors of the smaller Gram matrix; None where it does not resolve the rank."""
     double = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
     by_rows = matrix.shape[0] <= matrix.shape[1]
+    values, vectors = torch.linalg.eigh(double @ double.mH if by_rows else double.mH @ double)
+    s = values.flip(0).clamp_min(0).sqrt()
+    rank = select_rank(s, truncation)
+    tails = tail_weights(s)
+    if 0 < truncation.cutoff < GRAM_FLOOR and not tails[rank - 1] - tails[rank] > GRAM_FLOOR * tails[0]:
+        return None
+    kept = vectors.flip(1)[:, :rank].to(matrix.dtype)
     if by_rows == forward:
         # The small side is the one to be orthogonal: its eigenvectors are the factor.
-        gram = double @ double.mH if forward else double.mH @ double
-        values, vectors = torch.linalg.eigh(gram)
-        s = values.flip(0).clamp_min(0).sqrt()
-        rank = select_rank(s, truncation)
-        basis = vectors.flip(1)[:, :rank].to(matrix.dtype)
+        basis = kept
     else:
         # Eigenvectors of the small side give the kept space, a QR of its image the orthogonal factor.
-        gram = double @ double.mH if by_rows else double.mH @ double
-        values, vectors = torch.linalg.eigh(gram)
-        s = values.flip(0).clamp_min(0).sqrt()
-        rank = select_rank(s, truncation)
-        kept = vectors.flip(1)[:, :rank].to(matrix.dtype)
         basis = torch.linalg.qr(matrix @ kept if forward else matrix.mH @ kept)[0]
     left, right = (basis, basis.mH @ matrix) if forward else (matrix @ basis, basis.mH)
-    return Split(left=left, right=right, singular_values=s, discarded_weight=float(tail_weights(s)[rank]))
+    return Split(left=left, right=right, singular_values=s, discarded_weight=float(tails[rank]))
