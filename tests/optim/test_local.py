@@ -130,10 +130,20 @@ def test_solvers_stay_at_a_stationary_point(name):
 def test_lanczos_finds_the_lowest_eigenvector(dtype):
     problem = Quotient(dtype)
     generator = torch.Generator().manual_seed(1)
-    result = run("lanczos", problem, torch.randn(SHAPE, generator=generator, dtype=dtype), steps=SIZE)
+    result = run(
+        "lanczos", problem, torch.randn(SHAPE, generator=generator, dtype=dtype), steps=SIZE, reduction=0.0
+    )
     assert result.loss == pytest.approx(1.0, abs=1e-10)
     assert problem.value(result.block) == pytest.approx(1.0, abs=1e-10)
     assert float(torch.linalg.vector_norm(result.block)) == pytest.approx(1.0)
+
+
+def test_lanczos_ends_when_the_residual_has_fallen_enough():
+    start = torch.ones(SHAPE, dtype=torch.float64)
+    loose = run("lanczos", Quotient(), start, steps=SIZE, reduction=0.5)
+    fine = run("lanczos", Quotient(), start, steps=SIZE, reduction=1e-6)
+    assert loose.evaluations < fine.evaluations
+    assert fine.loss < loose.loss
 
 
 def test_lanczos_with_few_vectors_descends():

@@ -51,7 +51,7 @@ def dmrg(
         sites: 2, or 1 with subspace expansion.
         one_site_sweeps: Sweeps at the end with one-site updates, which discard nothing.
         solver: Local solver.
-        local_steps: Its iterations; 4 Krylov vectors by default.
+        local_steps: Its iterations; 8 Krylov vectors at most by default.
         tol: Converged when a sweep without noise lowers the energy by less than `tol` times its size.
         entropy_tol: If given, the entropies must have settled to this, in nats, as well.
         observer: Called after each sweep, may stop it.

@@ -9,7 +9,10 @@ from ttnet import linalg
 from ttnet.truncation import Truncation, select_rank, tail_weights
 
 GRAM_FLOOR = 1e-12
-"""Smallest relative weight that a Gram matrix in double precision resolves, with a margin."""
+"""Smallest relative weight to which a Gram matrix in double precision resolves a tail, with a margin."""
+
+GRAM_NOISE = 1e-14
+"""Relative square above which one of its eigenvalues is no roundoff, with a margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,10 @@ def _split_by_gram(matrix: Tensor, truncation: Truncation, *, forward: bool) -> 
     s = values.flip(0).clamp_min(0).sqrt()
     rank = select_rank(s, truncation)
     tails = tail_weights(s)
-    if 0 < truncation.cutoff < GRAM_FLOOR and not tails[rank - 1] - tails[rank] > GRAM_FLOOR * tails[0]:
-        return None
+    if 0 < truncation.cutoff < GRAM_FLOOR:
+        # The cap decides where it is reached by a true singular value; then the cutoff does not matter.
+        if rank != truncation.max_rank or not tails[rank - 1] - tails[rank] > GRAM_NOISE * tails[0]:
+            return None
     kept = vectors.flip(1)[:, :rank].to(matrix.dtype)
     if by_rows == forward:
         # The small side is the one to be orthogonal: its eigenvectors are the factor.

@@ -3,21 +3,24 @@
 A loose solve is enough: the environments change at the next block anyway.
 """
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from ttnet.errors import ConfigError
 from ttnet.optim.local.problem import HasOperator, LocalProblem, LocalResult, Start
 
 
-def lanczos(local: LocalProblem, start: Start, *, steps: int = 4, damping: float = 0.0) -> LocalResult:
-    """The lowest Ritz pair of a Krylov space of `steps` vectors, fully reorthogonalized.
+def lanczos(
+    local: LocalProblem, start: Start, *, steps: int = 8, damping: float = 0.0, reduction: float = 0.1
+) -> LocalResult:
+    """The lowest Ritz pair of a Krylov space of at most `steps` vectors, fully reorthogonalized.
 
     Args:
         local: A Rayleigh quotient, `local.apply` its Hermitian operator.
         start: Where to begin; its gradient spares the first product.
-        steps: Dimension of the Krylov space.
+        steps: Largest dimension of the Krylov space.
         damping: Not used; every solver has the same call.
+        reduction: It ends when the residual has fallen by this factor.
 
     Returns:
         The result, of norm 1.
@@ -33,38 +36,30 @@ def lanczos(local: LocalProblem, start: Start, *, steps: int = 4, damping: float
         raise ConfigError("solver: 'lanczos' needs a Rayleigh quotient; use 'newton-cg' for any other loss")
     shape = start.block.shape
     norm = torch.linalg.vector_norm(start.block)
-    vector = (start.block / norm).reshape(-1)
+    size = start.block.numel()
+    basis = start.block.new_empty(min(steps, size), size)
+    torch.div(start.block.reshape(-1), norm, out=basis[0])
     # The gradient of a Rayleigh quotient is 2 (H x - E x) / |x|^2.
     residual = start.gradient.reshape(-1) * (norm / 2)
-    basis, diagonal, off_diagonal = [vector], [start.loss], []
-    used = 0
-    for step in range(1, min(steps, vector.numel())):
-        residual = _orthogonalize(residual, basis)
-        size = float(torch.linalg.vector_norm(residual))
-        if size <= 1e-14 * (1.0 + abs(start.loss)):
+    diagonal, off_diagonal = [start.loss], []
+    lowest, weights = start.loss, np.ones(1)
+    for step in range(1, len(basis)):
+        known = basis[:step]
+        residual = residual - torch.mv(known.mT, torch.mv(known.conj(), residual))
+        length = float(torch.linalg.vector_norm(residual))
+        enough = reduction * off_diagonal[0] if off_diagonal else 0.0
+        if length * abs(weights[-1]) <= max(enough, 1e-14 * (1.0 + abs(start.loss))):
             break
-        off_diagonal.append(size)
-        vector = residual / size
-        basis.append(vector)
+        off_diagonal.append(length)
+        vector = torch.div(residual, length, out=basis[step])
         image = local.apply(vector.reshape(shape)).reshape(-1)
-        used += 1
         diagonal.append(float(torch.vdot(vector, image).real))
-        if step + 1 < steps:
-            residual = image - diagonal[-1] * vector - size * basis[-2]
-    if len(basis) == 1:
-        return LocalResult(block=vector.reshape(shape), loss=start.loss, evaluations=used)
-    band = torch.diag(torch.tensor(off_diagonal, dtype=torch.float64), -1)
-    values, vectors = torch.linalg.eigh(torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + band)
-    weights = vectors[:, 0].to(basis[0].dtype).to(basis[0].device)
-    block = torch.stack(basis, 1) @ weights
-    return LocalResult(
-        block=(block / torch.linalg.vector_norm(block)).reshape(shape),
-        loss=float(values[0]),
-        evaluations=used,
-    )
-
-
-def _orthogonalize(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    for known in basis:
-        vector = vector - torch.vdot(known, vector) * known
-    return vector
+        # What the full reorthogonalization then removes is roundoff.
+        residual = image - diagonal[-1] * vector - length * basis[step - 1]
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off_diagonal, -1))
+        lowest, weights = float(values[0]), vectors[:, 0]
+    used = len(diagonal) - 1
+    coefficients = torch.as_tensor(weights, dtype=basis.dtype, device=basis.device)
+    block = torch.mv(basis[: used + 1].mT, coefficients)
+    block = (block / torch.linalg.vector_norm(block)).reshape(shape)
+    return LocalResult(block=block, loss=lowest, evaluations=used)

@@ -11,8 +11,7 @@ from ttnet.errors import ShapeError
 from ttnet.optim.environments import Environments
 from ttnet.optim.geometry import Visit
 from ttnet.optim.local.problem import Operator, real_dot
-from ttnet.optim.problems import channels
-from ttnet.optim.problems.channels import Channels, LocalOperator, Site
+from ttnet.optim.problems.channels import Channels, LocalOperator, Site, extend, read_sites
 from ttnet.tensor_train import TensorTrain
 from ttnet.tt_matrix import TTMatrix
 
@@ -26,11 +25,12 @@ class OperatorEnvironments:
 
     def __init__(self, operator: TTMatrix) -> None:
         self._sites: list[Site] = []
+        self._mirrored: list[Site] = []
         self._cores = operator.cores
         self._environments: Environments[Channels] = Environments(
-            ((1.0,), (1.0,)),
-            lambda environment, k, core: channels.extend_left(environment, self._sites[k], core),
-            lambda environment, k, core: channels.extend_right(environment, self._sites[k], core),
+            (Channels(), Channels()),
+            lambda environment, k, core: extend(environment, self._sites[k], core),
+            lambda environment, k, core: extend(environment, self._mirrored[k], core.transpose(0, 2)),
         )
 
     def local(self, cores: Sequence[Tensor], visit: Visit) -> LocalOperator:
@@ -50,7 +50,9 @@ class OperatorEnvironments:
                 raise ShapeError(
                     "train: expected complex cores for a complex operator; use train.to(torch.complex128)"
                 )
-            self._sites = [Site.read(core.to(like.device, like.dtype)) for core in self._cores]
+            factors = [core.to(like.device, like.dtype) for core in self._cores]
+            self._sites = read_sites(factors)
+            self._mirrored = read_sites([factor.permute(3, 1, 2, 0) for factor in factors])
         first, last = cores[visit.site], cores[visit.last]
         shape = (first.shape[0], first.shape[1], last.shape[2])
         if visit.sites == 2:
@@ -61,7 +63,6 @@ class OperatorEnvironments:
             self._sites[visit.last] if visit.sites == 2 else None,
             self._environments.right(cores, visit.last),
             shape,
-            like,
         )
 
 
