@@ -54,6 +54,10 @@ format: $(VENV)/.stamp-dev ## Rewrite the sources in the house format
 docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html, warnings are errors
 	$(TEST_ENV) $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -b html docs docs/_build/html
 
+.PHONY: bench
+bench: $(VENV)/.stamp-bench ## Measure trains against the other libraries on one thread, into benchmarks/results
+	@$(BIN)/python benchmarks/trains.py
+
 .PHONY: clean
 clean: ## Remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist docs/_build docs/generated .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -87,6 +91,13 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-base
 $(VENV)/.stamp-docs: $(VENV)/.stamp-base
 	@echo "Installing the documentation tools"
 	@$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+# ttml brings a package named `datasets` of its own: it lives in a folder that only the benchmark looks into.
+$(VENV)/.stamp-bench: $(VENV)/.stamp-base
+	@echo "Installing the libraries to compare with"
+	@$(INSTALL) --editable '.[bench]'
+	@$(INSTALL) --no-deps --target $(VENV)/ttml ttml==1.0
 	@touch $@
 
 $(VENV)/.stamp-demo: $(VENV)/.stamp-base

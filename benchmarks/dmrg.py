@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import ttnet
+from ttnet.matrix_cores import tensordot
 from ttnet.optim import RayleighQuotient, TwoSiteDMRG
 from ttnet.optim.geometry import there_and_back
 
@@ -108,9 +109,9 @@ def by_hand(n: int, rank: int, stop: Stop) -> None:
 
 def grown(environment: Tensor, operator: Tensor, core: Tensor) -> Tensor:
     """An environment (w, bra, ket) with one more site."""
-    half = torch.tensordot(environment, core, ([2], [0]))
-    half = torch.tensordot(half, operator, ([0, 2], [0, 2]))
-    return torch.tensordot(core, half, ([0, 1], [0, 2])).permute(2, 0, 1).contiguous()
+    half = tensordot(environment, core, [2], [0])
+    half = tensordot(half, operator, [0, 2], [0, 2])
+    return tensordot(core, half, [0, 1], [0, 2]).permute(2, 0, 1).contiguous()
 
 
 def lowest(matrix: Tensor, first: Tensor, second: Tensor, steps: int = 4) -> tuple[float, Tensor]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests import dense
-from tests.strategies import DTYPES
+from tests.strategies import DTYPES, ghz
+from ttnet import distributions
 from ttnet.cores import check, contract, shape_of
 from ttnet.distributions import marginal, marginals, sample
 from ttnet.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
@@ -46,14 +47,17 @@ def test_marginals(squared, given, dtype) -> None:
 
 
 @pytest.mark.parametrize("modes", [0, (1, 2), [0, -1], (0, 1, 2, 3)])
-@pytest.mark.parametrize("squared", [False, True])
-def test_joint_marginals_are_trains(modes, squared) -> None:
-    cores = train(squared)
+@pytest.mark.parametrize(
+    ("squared", "dtype"), [(False, torch.float64), (True, torch.float64), (True, torch.complex128)]
+)
+def test_joint_marginals_are_trains(modes, squared, dtype) -> None:
+    cores = train(squared, dtype)
     found = check(marginal(cores, modes, squared=squared))
     kept = {modes} if isinstance(modes, int) else {mode % 4 for mode in modes}
     exact = distribution(cores, squared).sum(axis=tuple(k for k in range(4) if k not in kept))
     np.testing.assert_allclose(contract(found).numpy(), exact, atol=1e-13)
     assert shape_of(found) == exact.shape
+    assert found[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize("given", GIVEN[:4])
@@ -90,6 +94,32 @@ def test_a_thousand_modes_in_float32() -> None:
     draws = sample(cores, 5, seed=0)
     assert bool(torch.isfinite(draws.log_probabilities).all())
     assert all(bool(torch.isfinite(p).all()) for p in marginals(cores, squared=True))
+
+
+def test_equal_weights_of_a_repeated_spectrum() -> None:
+    draws = sample(ghz((3, 4, 3, 5)), 2000, squared=True, seed=0)
+    assert bool((draws.indices == draws.indices[:, :1]).all())
+    assert set(draws.indices[:, 0].tolist()) == {0, 1, 2}
+    torch.testing.assert_close(draws.log_probabilities, torch.full_like(draws.log_probabilities, -np.log(3)))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_chunks_change_nothing(squared, monkeypatch) -> None:
+    cores = train(squared)
+    whole = sample(cores, 50, squared=squared, seed=3)
+    monkeypatch.setattr(distributions, "_LARGEST", 60)
+    chunked = sample(cores, 50, squared=squared, seed=torch.Generator().manual_seed(3))
+    assert torch.equal(whole.indices, chunked.indices)
+    torch.testing.assert_close(whole.log_probabilities, chunked.log_probabilities)
+
+
+def test_every_device(device) -> None:
+    cores = train(True)
+    moved = [core.to(device) for core in cores]
+    found = sample(moved, 50, squared=True, given={0: 1}, seed=3)
+    assert found.indices.device.type == found.log_probabilities.device.type == device.type
+    assert torch.equal(found.indices.cpu(), sample(cores, 50, squared=True, given={0: 1}, seed=3).indices)
+    assert all(p.device.type == device.type for p in marginals(moved, squared=True))
 
 
 def test_small_negative_weights_count_as_zero() -> None:

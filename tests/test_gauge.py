@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests import dense
 from tests.strategies import DTYPES, cores_of, eps, ghz, scale_of, trains
 from ttnet import TensorTrain, gauge
-from ttnet.cores import possible_ranks, ranks_of
+from ttnet.cores import contract, possible_ranks, ranks_of
 from ttnet.errors import ShapeError
 
 
@@ -59,6 +59,54 @@ def test_orthogonalize_is_differentiable(center):
     cores = cores_of("random", (2, 3, 2), [2, 2], torch.float64, 0)
     leaves = [core.requires_grad_() for core in cores]
     assert torch.autograd.gradcheck(lambda *c: gauge.orthogonalize(c, center), leaves)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["zero core", "zero", "deficient", "repeated"])
+@pytest.mark.parametrize("center", [0, 1, 3])
+def test_gradients_of_degenerate_trains_are_finite(kind, center, dtype):
+    for seed in range(4 if kind == "zero core" else 1):
+        cores = [core.requires_grad_() for core in cores_of(kind, (3, 2, 3, 2), [3, 4, 2], dtype, seed)]
+        found = gauge.orthogonalize(cores, center)
+        loss = contract(found).abs().square().sum() + sum(core.abs().sum() for core in found)
+        for slope in torch.autograd.grad(loss, cores):
+            assert torch.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "repeated"])
+@pytest.mark.parametrize("center", [0, 1, 3])
+def test_the_tensor_of_a_canonical_train_has_the_gradient_of_the_train(kind, center):
+    cores = [core.requires_grad_() for core in cores_of(kind, (3, 4, 3, 5), [3, 3, 3], torch.complex128, 0)]
+    slope = torch.randn(3, 4, 3, 5, dtype=torch.complex128)
+    expected = torch.autograd.grad(contract(cores), cores, slope)
+    found = torch.autograd.grad(contract(gauge.orthogonalize(cores, center)), cores, slope)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_zero_core_still_learns():
+    cores = cores_of("random", (2, 3, 3), [2, 3], torch.float64, 0)
+    cores[0] = torch.zeros_like(cores[0])
+    leaves = [core.requires_grad_() for core in cores]
+    target = torch.randn(2, 3, 3, dtype=torch.float64)
+
+    def gradient(found):
+        return torch.autograd.grad((contract(found) - target).square().sum(), leaves)[0]
+
+    # The first core has as many rows as columns: its Q spans every direction.
+    torch.testing.assert_close(gradient(gauge.orthogonalize(leaves, 1)), gradient(leaves))
+    # Further on, a tall matrix of zeros has a Q that spans some: what arrives is a part of the gradient.
+    assert gradient(gauge.orthogonalize(leaves, 2)).any()
+
+
+@pytest.mark.parametrize("center", [0, 1, 2])
+def test_orthogonalize_under_vmap(center):
+    batch = [torch.randn(4, *shape, dtype=torch.float64) for shape in ((1, 2, 2), (2, 3, 3), (3, 4, 1))]
+    found = torch.func.vmap(lambda *cores: gauge.orthogonalize(cores, center))(*batch)
+    for k in range(4):
+        expected = gauge.orthogonalize([core[k] for core in batch], center)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a[k], b)
 
 
 @given(trains())

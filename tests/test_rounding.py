@@ -1,24 +1,27 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import dense
-from tests.strategies import DTYPES, cores_of, eps, ghz, scale_of, trains, truncations
+from tests.strategies import DTYPES, KINDS, cores_of, eps, ghz, scale_of, trains, truncations
 from ttnet import TensorTrain, Truncation, tt_svd
 from ttnet.algebra import add, subtract
 from ttnet.cores import ranks_of
-from ttnet.errors import NonFiniteError, RankError, ShapeError
+from ttnet.errors import ConfigError, NonFiniteError, RankError, ShapeError
 from ttnet.rounding import distance, truncate
 
+EXACT = ("svd", "qr-svd", "gram")
 
-def check_truncation(train, truncation):
+
+def check_truncation(train, truncation, method="auto"):
     """Everything that is promised of any truncation of any train; returns cores and report."""
     before = [core.clone() for core in train.cores]
-    found, report = truncate(train.cores, truncation, center=train.center)
+    found, report = truncate(train.cores, truncation, center=train.center, method=method)
     assert all(torch.equal(new, old) for new, old in zip(train.cores, before, strict=True))
     assert {core.dtype for core in found} == {train.dtype}
     assert dense.is_canonical(found, 0)
@@ -38,17 +41,111 @@ def check_truncation(train, truncation):
     return found, report, error, roundoff
 
 
+@pytest.mark.parametrize("method", EXACT)
 @given(trains(storage=True), truncations())
-def test_the_report_is_the_dense_truth(train, truncation):
-    check_truncation(train, truncation)
+def test_the_report_is_the_dense_truth(method, train, truncation):
+    check_truncation(train, truncation, method)
 
 
+@given(trains(storage=True), truncations(), st.integers(1, 4))
+def test_the_report_of_a_sketch_is_the_dense_truth(train, truncation, cap):
+    check_truncation(train, replace(truncation, max_rank=cap), "randomized")
+
+
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from(EXACT), truncations())
+def test_ranks_far_above_what_is_needed(data, method, truncation):
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=4)))
+    sizes = st.sampled_from([3, 20, 33, 48])
+    ranks = data.draw(st.lists(sizes, min_size=len(shape) - 1, max_size=len(shape) - 1))
+    dtype, kind = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(KINDS))
+    cores = cores_of(kind, shape, ranks, dtype, data.draw(st.integers(0, 99)))
+    check_truncation(TensorTrain(cores), truncation, method)
+
+
+@pytest.mark.parametrize("method", EXACT)
 @given(trains(storage=True), st.sampled_from([1e-6, 1e-3, 0.1, 0.5]), st.booleans())
-def test_tolerances_of_the_whole_train_are_certified(train, tolerance, relative):
+def test_tolerances_of_the_whole_train_are_certified(method, train, tolerance, relative):
     norm = dense.norm(dense.full(train.cores))
     truncation = Truncation(rtol=tolerance) if relative else Truncation(atol=tolerance * norm or None)
-    *_, error, roundoff = check_truncation(train, truncation)
+    *_, error, roundoff = check_truncation(train, truncation, method)
     assert error <= tolerance * norm + roundoff
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["qr-svd", "gram", "randomized"])
+def test_a_cap_costs_what_the_plain_way_would(method, dtype, device):
+    cores = [core.to(device) for core in cores_of("random", (8, 8, 8, 8), [8, 40, 8], dtype, 0)]
+    _, best = truncate(cores, Truncation(max_rank=4), method="svd")
+    found, report = truncate(cores, Truncation(max_rank=4), method=method)
+    error = dense.distance(dense.full(found), dense.full(cores))
+    assert error <= (1.2 if method == "randomized" else 1.02) * best.error_estimate
+    assert error == pytest.approx(report.error_estimate, rel=1e-4)
+    assert found[0].device == cores[0].device
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-10])
+@pytest.mark.parametrize("noise", [0.0, 1e-12, 1e-7])
+def test_the_guard_of_gram_finds_the_exact_ranks(rtol, noise):
+    exact = cores_of("random", (6, 6, 6, 6), [3, 5, 4], torch.float64, 0)
+    other = cores_of("random", (6, 6, 6, 6), [6, 20, 6], torch.float64, 1)
+    size = noise * dense.norm(dense.full(exact)) / dense.norm(dense.full(other))
+    noisy = add(exact, [other[0] * size, *other[1:]])
+    expected = truncate(noisy, Truncation(rtol=rtol), method="svd")[1].ranks_after
+    for method in ("gram", "qr-svd", "auto"):
+        assert truncate(noisy, Truncation(rtol=rtol), method=method)[1].ranks_after == expected
+    if noise < rtol:
+        assert expected == (3, 5, 4)
+
+
+@pytest.mark.parametrize("method", ["qr-svd", "gram", "randomized"])
+def test_methods_that_neither_autograd_nor_vmap_passes_say_so(method):
+    cores = [core.requires_grad_() for core in cores_of("random", (3, 3), [3], torch.float64, 0)]
+    with pytest.raises(
+        ConfigError, match=f"method: expected 'auto' or 'svd' under autograd .* got '{method}'"
+    ):
+        truncate(cores, Truncation(max_rank=2), method=method)
+    with torch.no_grad():
+        assert truncate(cores, Truncation(max_rank=2), method=method)[1].ranks_after == (2,)
+
+
+def test_vmap_takes_fixed_ranks_and_refuses_tolerances():
+    batches = [
+        torch.stack(group)
+        for group in zip(
+            *(cores_of("random", (3, 4, 3), [3, 3], torch.float64, seed) for seed in range(3)), strict=True
+        )
+    ]
+    rounded = torch.func.vmap(lambda *c: truncate(c, Truncation(max_rank=2))[0])(*batches)
+    for i in range(3):
+        expected, _ = truncate([batch[i] for batch in batches], Truncation(max_rank=2))
+        assert dense.distance(dense.full([core[i] for core in rounded]), dense.full(expected)) < 1e-12
+    seen = []
+    torch.func.vmap(lambda *c: (seen.append(truncate(c, Truncation(max_rank=2))[1]), c)[1])(*batches)
+    assert seen[0].ranks_after == (2, 2)
+    assert math.isnan(seen[0].norm)
+    with pytest.raises(ConfigError, match=r"truncation: expected fixed ranks \(max_rank alone\) under vmap"):
+        torch.func.vmap(lambda *c: truncate(c, Truncation(rtol=1e-3))[0])(*batches)
+
+
+def full_of(cores):
+    return TensorTrain(truncate(cores, Truncation(rtol=0.3))[0]).full()
+
+
+def test_ranks_chosen_by_a_tolerance_are_differentiable():
+    leaves = [core.requires_grad_() for core in cores_of("random", (3, 4, 3), [3, 3], torch.float64, 1)]
+    assert max(truncate(leaves, Truncation(rtol=0.3))[1].ranks_after) < 3
+    assert torch.autograd.gradcheck(lambda *c: full_of(c), leaves)
+
+
+@pytest.mark.parametrize("kind", ["zero", "zero core", "repeated", "deficient"])
+@pytest.mark.parametrize("truncation", [Truncation(max_rank=2), Truncation(rtol=1e-3), Truncation()])
+def test_gradients_are_finite_where_factors_are_not_unique(kind, truncation):
+    leaves = [core.requires_grad_() for core in cores_of(kind, (3, 3, 3), [3, 3], torch.float64, 1)]
+    train = TensorTrain(truncate(leaves, truncation)[0])
+    weights = torch.randn(3, 3, 3, dtype=torch.float64)
+    for slope in torch.autograd.grad((train.full() * weights).sum(), leaves):
+        assert bool(torch.isfinite(slope).all())
 
 
 @pytest.mark.parametrize("rtol", [0.05 * k for k in range(4, 20)])

@@ -201,3 +201,25 @@ def test_bad_arguments_are_named():
         TTMatrix(matrix.cores, 3)
     with pytest.raises(DTypeError, match=r"torch\.int64"):
         TTMatrix.from_dense(torch.ones(4, 4, dtype=torch.int64), (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numpy_habits(dtype):
+    matrix = example(dtype=dtype)
+    exact = full(matrix.cores)
+    slack = 100 * eps(dtype) * dense.norm(exact)
+    for found, expected in ((matrix.T, exact.T), (matrix.real, exact.real), (matrix.imag, exact.imag)):
+        assert isinstance(found, TTMatrix)
+        assert dense.distance(full(found.cores), expected) <= slack
+    assert dense.distance(full(sum([matrix, matrix]).cores), exact + exact) <= slack
+    for method in ("svd", "gram"):
+        rounded, report = matrix.truncate(Truncation(max_rank=2), method=method, return_report=True)
+        assert rounded.center == 0
+        assert dense.distance(full(rounded.cores), exact) <= report.error_bound + slack
+        assert matrix.truncate(Truncation(max_rank=2), method=method).ranks == rounded.ranks
+    assert matrix.log_norm().item() == pytest.approx(np.log(dense.norm(exact)), abs=1e-4)
+    assert dense.distance(np.asarray(matrix), exact) <= slack
+    again = TTMatrix.from_dense(np.asarray(matrix), matrix.rows, matrix.columns)
+    assert dense.distance(full(again.cores), exact) <= slack
+    with pytest.raises(DTypeError, match=r"^other: expected a TTMatrix, got int"):
+        1 + matrix

@@ -1,13 +1,15 @@
 """Algebra of trains, exact: sums add ranks, products multiply them. Nothing is rounded here."""
 
 from collections.abc import Sequence
+from numbers import Number
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ttnet._typing import Cores, CoresLike
 from ttnet.cores import absorb_left, absorb_right, shape_of
-from ttnet.errors import ShapeError
+from ttnet.errors import DTypeError, ShapeError
 
 
 def check_same_shape(a: CoresLike, b: CoresLike) -> None:
@@ -18,6 +20,22 @@ def check_same_shape(a: CoresLike, b: CoresLike) -> None:
     """
     if shape_of(a) != shape_of(b):
         raise ShapeError(f"other: expected a train of shape {shape_of(a)}, got {shape_of(b)}")
+
+
+def check_number(value: object) -> complex | Tensor:
+    """A Python number, or a tensor of no dimension, which keeps its graph.
+
+    Raises:
+        ShapeError: A tensor that has dimensions.
+        DTypeError: Anything else.
+    """
+    if isinstance(value, Number):
+        return value.item() if isinstance(value, np.generic) else value  # pyright: ignore[reportReturnType]
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value
+    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    error = ShapeError if isinstance(value, Tensor) else DTypeError
+    raise error(f"other: expected a number or a train, got {what}")
 
 
 def scale(cores: CoresLike, factor: complex | Tensor, *, at: int = 0) -> Cores:
@@ -85,8 +103,63 @@ def hadamard(a: CoresLike, b: CoresLike) -> Cores:
     )
 
 
+def real_part(cores: CoresLike) -> Cores:
+    """The real part of a complex train, exactly; twice the ranks.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}), complex.
+
+    Returns:
+        Real cores of ranks 2 r_k, boundaries 1.
+    """
+    return _real_cores(cores, cores[-1].real, -cores[-1].imag)
+
+
+def imaginary_part(cores: CoresLike) -> Cores:
+    """The imaginary part of a complex train, exactly; twice the ranks.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}), complex.
+
+    Returns:
+        Real cores of ranks 2 r_k, boundaries 1.
+    """
+    return _real_cores(cores, cores[-1].imag, cores[-1].real)
+
+
+def _real_cores(cores: CoresLike, upper: Tensor, lower: Tensor) -> Cores:
+    """Cores that carry (real part, imaginary part), closed by the last core [upper; lower].
+
+    First core [A, B], inner cores [[A, B], [-B, A]] of a complex core A + iB.
+    """
+    found = []
+    for core in cores[:-1]:
+        a, b = core.real, core.imag
+        found.append(torch.cat([torch.cat([a, b], 2), torch.cat([-b, a], 2)], 0))
+    if not found:
+        return (upper.clone(),)
+    found[0] = found[0][:1]
+    return (*found, torch.cat([upper, lower], 0))
+
+
 Index = int | slice | Sequence[int] | Tensor
 """What one mode can be indexed with."""
+
+
+def expand_key(key: object, ndim: int) -> list[Index]:
+    """What stands in ``train[key]`` as one entry for each mode; an ellipsis fills up.
+
+    Raises:
+        ShapeError: More entries than modes, or two ellipses.
+    """
+    entries = list(key) if isinstance(key, tuple) else [key]
+    given = sum(entry is not Ellipsis for entry in entries)
+    dots = len(entries) - given
+    if given > ndim or dots > 1:
+        raise ShapeError(f"index: expected at most {ndim} indices and one ellipsis, got {key!r}")
+    at = next((k for k, entry in enumerate(entries) if entry is Ellipsis), len(entries))
+    fill: list[object] = [slice(None)] * (ndim - given)
+    return entries[:at] + fill + entries[at + dots :]  # pyright: ignore[reportReturnType]
 
 
 def index(cores: CoresLike, key: Sequence[Index]) -> Cores | Tensor:

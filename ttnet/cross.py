@@ -7,6 +7,7 @@ and where a search along the coordinates leads. The points that differ most ente
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -115,6 +116,22 @@ class CrossReport:
     def message(self) -> str:
         """The status in words."""
         return _MESSAGES[self.status]
+
+    def warn(self, *, stacklevel: int = 3) -> None:
+        """Warn if the tolerance was not met: for callers that hand no report on.
+
+        Args:
+            stacklevel: Frames from here to the line that the warning names; 3 is the caller's caller.
+
+        Warns:
+            RuntimeWarning: The message and the error.
+        """
+        if not self.converged:
+            warnings.warn(
+                f"cross approximation: {self.message} (error {self.held_out_error:.1e})",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
 
 
 def cross(

@@ -8,7 +8,7 @@ train (Born's rule). All that lies right of a bond is summed up beforehand, give
 for Born's rule, and without the square, with a vector X, for a non-negative train.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
-from ttnet.algebra import hadamard, scale
+from ttnet.algebra import hadamard, real_part, scale
 from ttnet.cores import absorb_right, right_unfold, shape_of
 from ttnet.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 from ttnet.gauge import check_center
@@ -63,6 +63,9 @@ def sample(
         ShapeError: A given index does not exist.
         DTypeError: A complex train without `squared`.
         NonFiniteError: All weights are zero.
+
+    References:
+        Ferris and Vidal, Phys. Rev. B 85, 165146 (2012).
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError(f"count: expected an integer of at least 1, got {count!r}")
@@ -116,16 +119,17 @@ def marginals(
     return tuple(weights / total for weights, total in zip(found, totals, strict=True))
 
 
-def marginal(cores: CoresLike, modes: int | tuple[int, ...] | list[int], *, squared: bool = False) -> Cores:
+def marginal(cores: CoresLike, modes: int | Sequence[int], *, squared: bool = False) -> Cores:
     """The joint distribution of some modes as a train of sum 1, the other modes summed out.
 
     Args:
         cores: A train whose entries are non-negative; any train where `squared` is true.
         modes: Modes that remain, in their order in the train.
-        squared: Whether the weights are the squared magnitudes of the entries; the ranks are squared then.
+        squared: Whether the weights are the squared magnitudes of the entries; the ranks are squared then,
+            and twice that for a complex train.
 
     Returns:
-        Cores of the distribution, real. Differentiable.
+        Cores of the distribution, real also for a complex train. Differentiable.
 
     Raises:
         ShapeError: There is no such mode, or none is named.
@@ -143,7 +147,8 @@ def marginal(cores: CoresLike, modes: int | tuple[int, ...] | list[int], *, squa
     total = sum_modes(summed)  # pyright: ignore[reportArgumentType]
     if not bool(total.real > 0):  # pyright: ignore[reportAttributeAccessIssue]
         raise NonFiniteError("train: expected a positive sum of weights, got 0 or less")
-    return scale(tuple(summed), 1 / total)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+    distribution = scale(tuple(summed), 1 / total)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+    return real_part(distribution) if distribution[0].is_complex() else distribution
 
 
 def _draw(

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.algebra import check_same_shape
 from ttnet.cores import shape_of
@@ -24,7 +26,8 @@ def apply_elementwise(
     Args:
         function: From as many vectors (batch,) as there are trains to values (batch,).
         trains: Cores of tensors of one shape.
-        options: Tolerance, caps and seed of the cross approximation.
+        options: Tolerance, caps and seed of the cross approximation; by default a tolerance of 1e-8, or what
+            the dtype resolves, and a fixed seed.
         pivots: Indices (count, d) that are known to matter.
 
     Returns:
@@ -38,14 +41,18 @@ def apply_elementwise(
         raise ShapeError("trains: expected at least one train, got none")
     for cores in trains[1:]:
         check_same_shape(trains[0], cores)
-    detached = [[core.detach() for core in cores] for cores in trains]
-    return cross(
+    storage = trains[0][0].dtype
+    working = linalg.working_dtype(storage)
+    detached = [[core.detach().to(working) for core in cores] for cores in trains]
+    cores, report = cross(
         lambda indices: function(*(gather(cores, indices) for cores in detached)),
         shape_of(trains[0]),
-        options=options,
+        options=options or CrossOptions(rtol=max(1e-8, 200 * torch.finfo(working).eps), seed=0),
         pivots=pivots,
         device=trains[0][0].device,
     )
+    is_half = storage != working == cores[0].dtype
+    return (tuple(core.to(storage) for core in cores) if is_half else cores), report
 
 
 def divide(a: CoresLike, b: CoresLike, *, options: CrossOptions | None = None) -> tuple[Cores, CrossReport]:
@@ -54,7 +61,7 @@ def divide(a: CoresLike, b: CoresLike, *, options: CrossOptions | None = None) -
     Args:
         a: Cores of a tensor.
         b: Cores of a tensor of the same shape, without zeros.
-        options: Tolerance, caps and seed of the cross approximation.
+        options: Tolerance, caps and seed, see `apply_elementwise`.
 
     Returns:
         The cores and the report, with the error on held-out entries.

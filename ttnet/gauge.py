@@ -37,7 +37,8 @@ def orthogonalize(cores: CoresLike, center: int, *, start: int | None = None) ->
 
         >--[0]--[1]--(center)--[3]--<      work: QR from the left, LQ from the right
 
-    The tensor is unchanged; a bond whose rank is above what its side allows is reduced to that.
+    The tensor is unchanged; a bond whose rank is above what its side allows is reduced to that. Its gradient
+    is finite for every train, a zero one too: see `ttnet.factor_gradients`. It works under `torch.func.vmap`.
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).

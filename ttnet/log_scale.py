@@ -1,4 +1,4 @@
-"""Norms and inner products as logarithms, for trains whose norm no float can hold."""
+"""Norms and inner products as logarithms, for trains whose norm no float can hold, and the norm itself."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,8 @@ from ttnet import linalg
 from ttnet._typing import CoresLike
 from ttnet.algebra import check_same_shape
 from ttnet.cores import extend_left
+from ttnet.gauge import orthogonalize
+from ttnet.transforms import is_batched
 
 
 def log_dot(a: CoresLike, b: CoresLike) -> tuple[Tensor, Tensor]:
@@ -58,6 +60,26 @@ def log_norm(cores: CoresLike) -> Tensor:
         half = log_dot(cores, cores)[1] / 2
         return value + (half - half.detach())
     return value
+
+
+def norm(cores: CoresLike, *, center: int | None = None) -> Tensor:
+    """Frobenius norm, in the precision of the cores; infinite, or zero, where it is out of their range.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+        center: Present center, where there is one: the norm is read off that core.
+
+    Returns:
+        A real scalar. Under `torch.func.vmap` and `torch.compile` it is NaN where an intermediate overflows.
+    """
+    work = orthogonalize(cores, 0) if center is None else cores
+    value = linalg.frobenius_norm(work[center or 0])
+    if center is not None or torch.compiler.is_compiling() or is_batched(value):
+        return value
+    if bool(torch.isfinite(value)) and bool(value > 0):
+        return value
+    logarithm = log_norm(cores)
+    return value if bool(logarithm == -torch.inf) else logarithm.exp().to(value.dtype)
 
 
 def _log_norm_by_qr(cores: CoresLike) -> Tensor:

@@ -1,34 +1,45 @@
 """`TensorTrain`: an immutable train with numpy's habits. A thin face over functions of cores."""
 
-from collections.abc import Iterator, Sequence
-from numbers import Number
-from typing import Literal, Self, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, overload
 
-import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from ttnet import algebra, linalg
+from ttnet import algebra, construct, distributions, elementwise, linalg, reorder
 from ttnet import cores as _cores
-from ttnet import decompose as _decompose
+from ttnet import gather as _gather
 from ttnet import gauge as _gauge
-from ttnet import random as _random
+from ttnet import log_scale as _log_scale
+from ttnet import modes as _modes
 from ttnet import rounding as _rounding
-from ttnet._typing import Cores, CoresLike, PerBond
+from ttnet._typing import Cores, CoresLike
+from ttnet.chain import CoreChain, register_pytree
 from ttnet.errors import DeviceError, DTypeError, ShapeError
+from ttnet.extrema import Extreme, extreme_entry
 from ttnet.truncation import Truncation, TruncationReport
 
+_Ints = Sequence[int]
+_Cut = Truncation | None
+_Given = Mapping[int, int] | None
+_Seed = int | torch.Generator | None
+_Metric = Sequence[Tensor | None] | None
+_No = Literal[False]
+_Yes = Literal[True]
+_Train: TypeAlias = "TensorTrain"
+_Pair: TypeAlias = "tuple[TensorTrain, TruncationReport]"
+_TrainOrPair: TypeAlias = "TensorTrain | tuple[TensorTrain, TruncationReport]"
 
-class TensorTrain:
+
+class TensorTrain(CoreChain):
     """A tensor of shape (n_0, ..., n_{d-1}) as a chain of d cores.
 
         1--[0]--r1--[1]--r2-- ... --[d-1]--1
             |        |                |
            n_0      n_1            n_{d-1}
 
-    Immutable: every operation returns a new train, which may share cores with the old one.
+    Immutable: every operation returns a new train, which may share cores with the old one. Whatever truncates
+    takes `return_report=True`, and then returns the pair (train, report).
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}); the boundary ranks are 1.
@@ -49,58 +60,22 @@ class TensorTrain:
         True
     """
 
-    __slots__ = ("_center", "_cores")
+    __slots__ = ()
 
     def __init__(self, cores: CoresLike, center: int | None = None) -> None:
-        self._cores = _cores.check(cores)
-        self._center = None if center is None else _gauge.check_center(center, len(self._cores))
-
-    @property
-    def cores(self) -> Cores:
-        """The cores, core k of shape (r_k, n_k, r_{k+1})."""
-        return self._cores
-
-    @property
-    def center(self) -> int | None:
-        """The canonical center, or None."""
-        return self._center
-
-    @property
-    def ndim(self) -> int:
-        """Number of modes d."""
-        return len(self._cores)
+        checked = _cores.check(cores)
+        super().__init__(checked, None if center is None else _gauge.check_center(center, len(checked)))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Mode sizes (n_0, ..., n_{d-1})."""
         return _cores.shape_of(self._cores)
 
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """All d + 1 ranks; the first and the last are 1."""
-        return _cores.ranks_of(self._cores)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the cores."""
-        return self._cores[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the cores."""
-        return self._cores[0].device
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of entries of all cores."""
-        return sum(core.numel() for core in self._cores)
-
     def __len__(self) -> int:
         """Size of the first mode, as a numpy array has it."""
         return self.shape[0]
 
     def __repr__(self) -> str:
-        """Shape, ranks, dtype and center."""
         return (
             f"TensorTrain(shape={self.shape}, ranks={self.ranks}, dtype={self.dtype}, center={self.center})"
         )
@@ -109,81 +84,7 @@ class TensorTrain:
         """The dense tensor, shape (n_0, ..., n_{d-1})."""
         return _cores.contract(self._cores)
 
-    def __iter__(self) -> Iterator["TensorTrain | Tensor"]:
-        """The slices of the first mode, as a numpy array has them."""
-        return (self[i] for i in range(len(self)))
-
-    # numpy's scalars leave `number * train` to the train.
-    __array_priority__ = 1000
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        """The dense tensor for numpy."""
-        dense = self.full().detach().cpu().resolve_conj().numpy()
-        return dense if dtype is None else dense.astype(dtype, copy=False)
-
-    # Algebra -----------------------------------------------------------------------------------------------
-
-    def _like(self, other: "TensorTrain") -> "TensorTrain":
-        if not isinstance(other, TensorTrain):
-            raise DTypeError(f"other: expected a TensorTrain, got {type(other).__name__}")
-        if other.device != self.device:
-            raise DeviceError(
-                f"other: expected a train on {self.device}, got one on {other.device}; use .to(...)"
-            )
-        return other.to(torch.promote_types(self.dtype, other.dtype))
-
-    def __add__(self, other: "TensorTrain") -> "TensorTrain":
-        """Sum; the ranks add."""
-        other = self._like(other)
-        return TensorTrain(algebra.add(self.to(other.dtype).cores, other.cores))
-
-    def __sub__(self, other: "TensorTrain") -> "TensorTrain":
-        """Difference; the ranks add."""
-        other = self._like(other)
-        return TensorTrain(algebra.subtract(self.to(other.dtype).cores, other.cores))
-
-    def __mul__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
-        """Entrywise product with a train, whose ranks multiply, or with a number."""
-        if isinstance(other, TensorTrain):
-            other = self._like(other)
-            return TensorTrain(algebra.hadamard(self.to(other.dtype).cores, other.cores))
-        factor = _number(other)
-        dtype = torch.result_type(self._cores[0], factor)
-        at = self._center or 0
-        return TensorTrain(algebra.scale(self.to(dtype).cores, factor, at=at), self._center)
-
-    def __rmul__(self, other: complex | Tensor) -> "TensorTrain":
-        """Number times train."""
-        return self * other
-
-    def __truediv__(self, other: complex | Tensor) -> "TensorTrain":
-        """Train over a number."""
-        number = _number(other)
-        return self * (number.reciprocal() if isinstance(number, Tensor) else 1 / number)
-
-    def __neg__(self) -> "TensorTrain":
-        """The negative."""
-        return self * -1
-
-    def dot(self, other: "TensorTrain") -> Tensor:
-        """Inner product <self, other>, `self` conjugated; a scalar tensor.
-
-        Raises:
-            ShapeError: The shapes differ.
-            DTypeError: `other` is no train.
-            DeviceError: The devices differ.
-        """
-        other = self._like(other)
-        algebra.check_same_shape(self._cores, other.cores)
-        return _cores.inner(self.to(other.dtype).cores, other.cores)
-
-    __matmul__ = dot
-
-    def norm(self) -> Tensor:
-        """Frobenius norm, a real scalar tensor; from the center alone where there is one."""
-        if self._center is not None:
-            return linalg.frobenius_norm(self._cores[self._center])
-        return linalg.frobenius_norm(self.orthogonalize(0).cores[0])
+    # Entries -----------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: object) -> "TensorTrain | Tensor":
         """Index modes with integers, slices, lists of integers, masks and an ellipsis, each mode on its own.
@@ -194,20 +95,193 @@ class TensorTrain:
         Raises:
             ShapeError: Too many indices, or one out of range.
         """
-        picked = algebra.index(self._cores, _expand_key(key, self.ndim))
-        return picked if isinstance(picked, Tensor) else TensorTrain(picked)
+        return _train_or_scalar(algebra.index(self._cores, algebra.expand_key(key, self.ndim)))
 
-    def conj(self) -> "TensorTrain":
-        """Complex conjugate."""
-        return TensorTrain([core.conj().resolve_conj() for core in self._cores], self._center)
+    def __iter__(self) -> Iterator["TensorTrain | Tensor"]:
+        """The slices of the first mode, as a numpy array has them."""
+        return (self[i] for i in range(len(self)))
 
-    def sum(self, modes: int | Sequence[int] | None = None) -> "TensorTrain | Tensor":
+    def gather(self, indices: Tensor | Sequence[_Ints], *, chunk_size: int | None = None) -> Tensor:
+        """Many entries at once, fast and differentiable, see `ttnet.gather.gather`.
+
+        Args:
+            indices: Shape (batch, d), integers; repeated, unsorted and negative ones are fine.
+            chunk_size: Entries that are worked on at a time; chosen from the shapes where it is None.
+
+        Returns:
+            Shape (batch,).
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: Indices that do not fit, are no integers, or are elsewhere.
+        """
+        return _gather.gather(self._cores, indices, chunk_size=chunk_size)
+
+    def extreme(
+        self, kind: Literal["max", "min", "absmax"] = "absmax", *, beam: int = 100, squarings: int = 5
+    ) -> Extreme:
+        """The largest entry, the smallest, or that of largest magnitude, and its index.
+
+        Exact up to 2^18 entries, beyond that the best that a search found: see `ttnet.extrema.extreme_entry`.
+        """
+        return extreme_entry(self._cores, kind, beam=beam, squarings=squarings)
+
+    def max(self) -> Tensor:
+        """The largest entry, a scalar tensor; see `extreme`."""
+        return self.extreme("max").value
+
+    def min(self) -> Tensor:
+        """The smallest entry, a scalar tensor; see `extreme`."""
+        return self.extreme("min").value
+
+    def argmax(self) -> tuple[int, ...]:
+        """Where the largest entry is: one index for each mode, not a flat position; see `extreme`."""
+        return self.extreme("max").index
+
+    def argmin(self) -> tuple[int, ...]:
+        """Where the smallest entry is: one index for each mode, not a flat position; see `extreme`."""
+        return self.extreme("min").index
+
+    # Algebra -----------------------------------------------------------------------------------------------
+
+    def _operands(self, other: object) -> "tuple[Cores, Cores]":
+        """The cores of both in one dtype; a number stands for the constant train."""
+        if not isinstance(other, TensorTrain):
+            number = algebra.check_number(other)
+            dtype = torch.result_type(self._cores[0], number)
+            ones = construct.ones(self.shape, dtype=dtype, device=self.device)
+            return self.to(dtype).cores, algebra.scale(ones, number)
+        if other.device != self.device:
+            raise DeviceError(
+                f"other: expected a train on {self.device}, got one on {other.device}; use .to(...)"
+            )
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        return self.to(dtype).cores, other.to(dtype).cores
+
+    def __add__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
+        """Sum with a train, whose ranks add, or with a number, of rank 1."""
+        if isinstance(other, int) and other == 0:  # where the builtin `sum` begins
+            return self
+        return TensorTrain(algebra.add(*self._operands(other)))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
+        """Difference; the ranks add."""
+        return TensorTrain(algebra.subtract(*self._operands(other)))
+
+    def __rsub__(self, other: complex | Tensor) -> "TensorTrain":
+        """Number minus train."""
+        return -self + other
+
+    def __mul__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
+        """Entrywise product with a train, whose ranks multiply, or with a number."""
+        if isinstance(other, TensorTrain):
+            return TensorTrain(algebra.hadamard(*self._operands(other)))
+        factor = algebra.check_number(other)
+        dtype = torch.result_type(self._cores[0], factor)
+        return TensorTrain(algebra.scale(self.to(dtype).cores, factor, at=self._center or 0), self._center)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
+        """Over a number exactly; entrywise over a train by cross approximation, as `ttnet.divide` does it."""
+        if isinstance(other, TensorTrain):
+            return _quotient(*self._operands(other))
+        number = algebra.check_number(other)
+        return self * (number.reciprocal() if isinstance(number, Tensor) else 1 / number)
+
+    def __rtruediv__(self, other: complex | Tensor) -> "TensorTrain":
+        """Number over train, by cross approximation, as `ttnet.divide` does it."""
+        return _quotient(*reversed(self._operands(other)))
+
+    def __neg__(self) -> "TensorTrain":
+        return self * -1
+
+    def dot(self, other: "TensorTrain") -> Tensor:
+        """Inner product <self, other>, `self` conjugated; a scalar tensor.
+
+        Raises:
+            ShapeError: The shapes differ.
+            DTypeError: `other` is no train.
+            DeviceError: The devices differ.
+        """
+        if not isinstance(other, TensorTrain):
+            raise DTypeError(f"other: expected a TensorTrain, got {type(other).__name__}")
+        a, b = self._operands(other)
+        algebra.check_same_shape(a, b)
+        return _cores.inner(a, b)
+
+    __matmul__ = dot
+
+    def norm(self) -> Tensor:
+        """Frobenius norm, a real scalar tensor; from the center alone where there is one."""
+        return _log_scale.norm(self._cores, center=self._center)
+
+    def log_norm(self) -> Tensor:
+        """Natural logarithm of the norm, a float64 scalar, finite where `norm` overflows; -inf for zero."""
+        if self._center is None:
+            return _log_scale.log_norm(self._cores)
+        return _log_scale.log_norm((self._cores[self._center].reshape(1, -1, 1),))
+
+    @property
+    def real(self) -> "TensorTrain":
+        """The real part, a real train; twice the ranks where the train is complex."""
+        return TensorTrain(algebra.real_part(self._cores)) if self.dtype.is_complex else self
+
+    @property
+    def imag(self) -> "TensorTrain":
+        """The imaginary part, a real train; twice the ranks where the train is complex, zero where not."""
+        return TensorTrain(algebra.imaginary_part(self._cores)) if self.dtype.is_complex else self * 0
+
+    # Modes -------------------------------------------------------------------------------------------------
+
+    def sum(self, modes: int | _Ints | None = None) -> "TensorTrain | Tensor":
         """Sum over `modes` (default: all of them, which gives a scalar tensor)."""
-        chosen = range(self.ndim) if modes is None else (modes,) if isinstance(modes, int) else modes
-        summed = {_gauge.check_center(mode, self.ndim, name="modes") for mode in chosen}
-        cores = [core.sum(1, keepdim=True) if k in summed else core for k, core in enumerate(self._cores)]
-        picked = algebra.index(cores, [0 if k in summed else slice(None) for k in range(self.ndim)])
-        return picked if isinstance(picked, Tensor) else TensorTrain(picked)
+        return _train_or_scalar(_modes.sum_modes(self._cores, modes))
+
+    def mean(self, modes: int | _Ints | None = None) -> "TensorTrain | Tensor":
+        """Mean over `modes` (default: all of them, which gives a scalar tensor)."""
+        return _train_or_scalar(_modes.mean_modes(self._cores, modes))
+
+    @overload
+    def permute(self, dims: _Ints, truncation: _Cut = None, *, return_report: _No = False) -> _Train: ...
+    @overload
+    def permute(self, dims: _Ints, truncation: _Cut = None, *, return_report: _Yes) -> _Pair: ...
+    def permute(self, dims: _Ints, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
+        """Reorder the modes, as `torch.permute`; exact unless `truncation` says otherwise, ranks may grow.
+
+        See `ttnet.reorder.permute`. The reverse order costs nothing.
+        """
+        cores, report = reorder.permute(self._cores, dims, truncation)
+        order, same = tuple(d % self.ndim for d in dims), tuple(range(self.ndim))
+        mirrored = None if self._center is None else self.ndim - 1 - self._center
+        train = TensorTrain(cores, {same: self._center, same[::-1]: mirrored}.get(order, 0))
+        return (train, report) if return_report else train
+
+    @overload
+    def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: _No = False) -> _Train: ...
+    @overload
+    def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: _Yes) -> _Pair: ...
+    def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
+        """Split and merge modes, as `torch.reshape`; exact unless `truncation` says otherwise.
+
+        See `ttnet.reorder.reshape`. Ranks may grow where modes are split.
+        """
+        cores, report = reorder.reshape(self._cores, shape, truncation)
+        return (TensorTrain(cores), report) if return_report else TensorTrain(cores)
+
+    @overload
+    def to_qtt(self, base: int = 2, truncation: _Cut = None, *, return_report: _No = False) -> _Train: ...
+    @overload
+    def to_qtt(self, base: int = 2, truncation: _Cut = None, *, return_report: _Yes) -> _Pair: ...
+    def to_qtt(self, base: int = 2, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
+        """Quantics: split every mode of size base^m into m modes of size `base`, the coarsest first."""
+        cores, report = reorder.to_qtt(self._cores, base, truncation)
+        return (TensorTrain(cores), report) if return_report else TensorTrain(cores)
+
+    def from_qtt(self, shape: _Ints) -> "TensorTrain":
+        """Merge the modes of a quantics train into modes of sizes `shape`, exactly."""
+        return TensorTrain(reorder.from_qtt(self._cores, shape))
 
     # Gauge and rounding ------------------------------------------------------------------------------------
 
@@ -223,32 +297,47 @@ class TensorTrain:
         return TensorTrain(_gauge.orthogonalize(self._cores, center, start=self._center), center)
 
     @overload
-    def truncate(self, truncation: Truncation, *, return_report: Literal[False] = False) -> "TensorTrain": ...
-
+    def truncate(
+        self,
+        truncation: Truncation,
+        *,
+        method: str = "auto",
+        metric: _Metric = None,
+        return_report: _No = False,
+    ) -> _Train: ...
     @overload
     def truncate(
-        self, truncation: Truncation, *, return_report: Literal[True]
-    ) -> "tuple[TensorTrain, TruncationReport]": ...
-
+        self, truncation: Truncation, *, method: str = "auto", metric: _Metric = None, return_report: _Yes
+    ) -> _Pair: ...
     def truncate(
-        self, truncation: Truncation, *, return_report: bool = False
-    ) -> "TensorTrain | tuple[TensorTrain, TruncationReport]":
+        self,
+        truncation: Truncation,
+        *,
+        method: str = "auto",
+        metric: _Metric = None,
+        return_report: bool = False,
+    ) -> _TrainOrPair:
         """A train of lower ranks, see `ttnet.rounding.truncate`.
 
         Args:
             truncation: Which singular values are kept.
+            method: "auto" (the fastest that is safe), "svd", "qr-svd", "gram" or "randomized".
+            metric: A Hermitian positive semidefinite matrix C_k (n_k, n_k), or None, for each mode: errors
+                are measured in the norm sqrt(vec(x)^H (C_0 x ... x C_{d-1}) vec(x)).
             return_report: Whether the `TruncationReport` is returned as well.
 
         Returns:
-            The train, with center 0, or the pair (train, report).
+            The train, with center 0 (none with a metric), or the pair (train, report).
 
         Raises:
-            RankError: `max_rank` is a list that the bonds cannot have.
+            RankError: `max_rank` is a list that the bonds cannot have, or is needed and missing.
+            ConfigError: `method` is unknown, or cannot be differentiated or batched as asked.
+            ShapeError: A matrix of the metric does not fit its mode.
         """
         cores, report = _rounding.truncate(
-            self._cores, truncation, center=self._center, certify=return_report
+            self._cores, truncation, center=self._center, certify=return_report, method=method, metric=metric
         )
-        train = TensorTrain(cores, 0)
+        train = TensorTrain(cores, 0 if metric is None else None)
         return (train, report) if return_report else train
 
     def spectra(self) -> tuple[Tensor, ...]:
@@ -268,138 +357,42 @@ class TensorTrain:
             return linalg.svd(_cores.left_unfold(core.to(linalg.working_dtype(core.dtype))))[1]
 
     def entropy(self, bond: int) -> float:
-        """Von Neumann entropy of one bond in nats, see `ttnet.gauge.entropy`.
-
-        Raises:
-            ShapeError: There is no such bond.
-        """
+        """Von Neumann entropy of one bond in nats, see `ttnet.gauge.entropy`."""
         return _gauge.entropy(self.spectrum(bond))
 
-    # Storage -----------------------------------------------------------------------------------------------
+    def entropies(self) -> tuple[float, ...]:
+        """Von Neumann entropies of all d - 1 bonds in nats, in one sweep."""
+        return tuple(_gauge.entropy(values) for values in self.spectra())
 
-    def to(self, *args: object, **kwargs: object) -> Self:
-        """Another dtype or device, with the arguments of `torch.Tensor.to`.
+    # Probabilities -----------------------------------------------------------------------------------------
 
-        Raises:
-            DTypeError: An integer dtype, or a real one for a complex train.
+    def sample(
+        self, count: int, *, squared: bool = False, given: _Given = None, seed: _Seed = None
+    ) -> distributions.Draws:
+        """Independent draws of indices, exact, and their log-probabilities, see `distributions.sample`.
+
+        The entries are the weights, or with `squared` their squares (Born's rule); `given` fixes indices,
+        ``{mode: index}``.
         """
-        target = self._cores[0].new_empty(0).to(*args, **kwargs).dtype  # pyright: ignore[reportCallIssue, reportArgumentType]
-        if self.dtype.is_complex and not target.is_complex:
-            raise DTypeError(
-                f"dtype: expected a complex one for a train of {self.dtype}, got {target}; the real part "
-                f"of a train is not the train of the real parts"
-            )
-        cores = tuple(core.to(*args, **kwargs) for core in self._cores)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        if all(new is old for new, old in zip(cores, self._cores, strict=True)):
-            return self
-        return type(self)(cores, self._center)
+        return distributions.sample(self._cores, count, squared=squared, given=given, seed=seed)
 
-    def detach(self) -> "TensorTrain":
-        """The same train, cut off from autograd."""
-        return TensorTrain([core.detach() for core in self._cores], self._center)
+    def marginals(self, *, squared: bool = False, given: _Given = None) -> tuple[Tensor, ...]:
+        """Probabilities (n_k,) of the indices of every mode, see `ttnet.distributions.marginals`."""
+        return distributions.marginals(self._cores, squared=squared, given=given)
 
-    def clone(self) -> "TensorTrain":
-        """A train with memory of its own."""
-        return TensorTrain([core.clone() for core in self._cores], self._center)
+    def marginal(self, modes: int | _Ints, *, squared: bool = False) -> "TensorTrain":
+        """Joint distribution of some modes, a train of sum 1, see `ttnet.distributions.marginal`."""
+        return TensorTrain(distributions.marginal(self._cores, modes, squared=squared))
 
 
-def _number(value: object) -> complex | Tensor:
-    """A Python number, or a tensor of no dimension, which keeps its graph."""
-    if isinstance(value, Number):
-        return value.item() if isinstance(value, np.generic) else value  # pyright: ignore[reportReturnType]
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return value
-    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    error = ShapeError if isinstance(value, Tensor) else DTypeError
-    raise error(f"other: expected a number or a train, got {what}")
+register_pytree(TensorTrain)
 
 
-def _expand_key(key: object, ndim: int) -> list[algebra.Index]:
-    entries = list(key) if isinstance(key, tuple) else [key]
-    given = sum(entry is not Ellipsis for entry in entries)
-    dots = len(entries) - given
-    if given > ndim or dots > 1:
-        raise ShapeError(f"index: expected at most {ndim} indices and one ellipsis, got {key!r}")
-    at = next((k for k, entry in enumerate(entries) if entry is Ellipsis), len(entries))
-    fill: list[object] = [slice(None)] * (ndim - given)
-    return entries[:at] + fill + entries[at + dots :]  # pyright: ignore[reportReturnType]
+def _train_or_scalar(picked: Cores | Tensor) -> TensorTrain | Tensor:
+    return picked if isinstance(picked, Tensor) else TensorTrain(picked)
 
 
-pytree.register_pytree_node(
-    TensorTrain,
-    # Whatever is mapped over the cores may spoil the gauge: the center is not handed on.
-    lambda train: (list(train.cores), None),
-    lambda leaves, _: _unflatten(leaves),
-    serialized_type_name="ttnet.TensorTrain",
-)
-
-
-def _unflatten(leaves: object) -> TensorTrain:
-    # A pytree may hold anything while it is mapped (vmap's placeholders, None): no checks here.
-    train = object.__new__(TensorTrain)
-    train._cores = tuple(leaves)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    train._center = None
-    return train
-
-
-@overload
-def tt_svd(
-    tensor: Tensor, truncation: Truncation | None = None, *, return_report: Literal[False] = False
-) -> TensorTrain: ...
-
-
-@overload
-def tt_svd(
-    tensor: Tensor, truncation: Truncation | None = None, *, return_report: Literal[True]
-) -> tuple[TensorTrain, TruncationReport]: ...
-
-
-def tt_svd(
-    tensor: Tensor, truncation: Truncation | None = None, *, return_report: bool = False
-) -> TensorTrain | tuple[TensorTrain, TruncationReport]:
-    """Decompose a dense tensor into a train, see `ttnet.decompose.tt_svd`.
-
-    Args:
-        tensor: Shape (n_0, ..., n_{d-1}), float or complex.
-        truncation: Which singular values are kept; by default all.
-        return_report: Whether the `TruncationReport` is returned as well.
-
-    Returns:
-        A train with center d - 1, or the pair (train, report).
-
-    Raises:
-        ShapeError: `tensor` has no mode or an empty one.
-        DTypeError: `tensor` is of an integer dtype.
-        RankError: `truncation.max_rank` is a list that the bonds cannot have.
-    """
-    cores, report = _decompose.tt_svd(tensor, truncation or Truncation())
-    train = TensorTrain(cores, -1)
-    return (train, report) if return_report else train
-
-
-def random_train(
-    shape: Sequence[int],
-    rank: PerBond,
-    *,
-    seed: int | torch.Generator | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> TensorTrain:
-    """A seeded random train, see `ttnet.random.random_cores`.
-
-    Args:
-        shape: Mode sizes (n_0, ..., n_{d-1}).
-        rank: One rank for all bonds (clipped to what each allows), or one for each bond.
-        seed: An integer, a generator, or None for torch's global generator.
-        dtype: Default: torch's default dtype.
-        device: Default: the CPU.
-
-    Returns:
-        A train whose entries have mean 0 and variance 1.
-
-    Raises:
-        ShapeError: A mode below 1.
-        RankError: A rank that a bond cannot have.
-        DTypeError: An integer dtype.
-    """
-    return TensorTrain(_random.random_cores(shape, rank, seed=seed, dtype=dtype, device=device))
+def _quotient(a: Cores, b: Cores) -> TensorTrain:
+    cores, report = elementwise.divide(a, b)
+    report.warn(stacklevel=4)
+    return TensorTrain(cores)

@@ -6,13 +6,15 @@ from typing import Literal, Self, TypeVar, overload
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ttnet import decompose as _decompose
 from ttnet import matrix_cores as _matrix
 from ttnet import mpo as _mpo
-from ttnet._typing import Cores, CoresLike, PerBond
+from ttnet import random as _random
+from ttnet._typing import CoresLike, PerBond
+from ttnet.chain import CoreChain, register_pytree
 from ttnet.errors import DeviceError, DTypeError
-from ttnet.tensor_train import TensorTrain, random_train, tt_svd
+from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation, TruncationReport
 
 _Modes = Sequence[int]
@@ -22,7 +24,7 @@ Factor = TypeVar("Factor", TensorTrain, "TTMatrix", Tensor)
 """What a TT-matrix can be multiplied with."""
 
 
-class TTMatrix:
+class TTMatrix(CoreChain):
     """A matrix of shape (m_0 ... m_{d-1}, n_0 ... n_{d-1}) as a chain of d cores; also known as an MPO.
 
            m_0      m_1              m_{d-1}
@@ -54,11 +56,11 @@ class TTMatrix:
         True
     """
 
-    __slots__ = ("_center", "_cores")
+    __slots__ = ()
 
     def __init__(self, cores: CoresLike, center: int | None = None) -> None:
-        self._cores = _matrix.check(cores)
-        self._center = TensorTrain(_matrix.merge_modes(self._cores), center).center
+        checked = _matrix.check(cores)
+        super().__init__(checked, TensorTrain(_matrix.merge_modes(checked), center).center)
 
     @classmethod
     def from_train(cls, train: TensorTrain, rows: _Modes, columns: _Modes) -> Self:
@@ -73,7 +75,7 @@ class TTMatrix:
     @classmethod
     def from_dense(
         cls,
-        matrix: Tensor,
+        matrix: Tensor | np.ndarray,
         rows: _Modes,
         columns: _Modes,
         truncation: Truncation | None = None,
@@ -85,7 +87,7 @@ class TTMatrix:
     @classmethod
     def from_dense(
         cls,
-        matrix: Tensor,
+        matrix: Tensor | np.ndarray,
         rows: _Modes,
         columns: _Modes,
         truncation: Truncation | None = None,
@@ -96,7 +98,7 @@ class TTMatrix:
     @classmethod
     def from_dense(
         cls,
-        matrix: Tensor,
+        matrix: Tensor | np.ndarray,
         rows: _Modes,
         columns: _Modes,
         truncation: Truncation | None = None,
@@ -120,8 +122,9 @@ class TTMatrix:
             DTypeError: `matrix` is of an integer dtype.
             RankError: `truncation.max_rank` is a list that the bonds cannot have.
         """
-        train, report = tt_svd(_matrix.interleave(matrix, rows, columns), truncation, return_report=True)
-        result = cls.from_train(train, rows, columns)
+        merged = _matrix.interleave(torch.as_tensor(matrix), rows, columns)
+        cores, report = _decompose.tt_svd(merged, truncation or Truncation())
+        result = cls(_matrix.split_modes(cores, rows, columns), -1)
         return (result, report) if return_report else result
 
     @classmethod
@@ -160,18 +163,8 @@ class TTMatrix:
     ) -> Self:
         """A seeded random TT-matrix whose entries have mean 0 and variance 1, see `ttnet.random_train`."""
         merged = [m * n for m, n in zip(*_matrix.check_modes(rows, columns), strict=True)]
-        train = random_train(merged, rank, seed=seed, dtype=dtype, device=device)
-        return cls.from_train(train, rows, columns)
-
-    @property
-    def cores(self) -> Cores:
-        """The cores, core k of shape (r_k, m_k, n_k, r_{k+1})."""
-        return self._cores
-
-    @property
-    def center(self) -> int | None:
-        """The canonical center of the train of merged modes, or None."""
-        return self._center
+        cores = _random.random_cores(merged, rank, seed=seed, dtype=dtype, device=device)
+        return cls(_matrix.split_modes(cores, rows, columns))
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -187,26 +180,6 @@ class TTMatrix:
     def shape(self) -> tuple[int, int]:
         """Shape of the matrix, (m_0 ... m_{d-1}, n_0 ... n_{d-1})."""
         return int(np.prod(self.rows, dtype=object)), int(np.prod(self.columns, dtype=object))
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """All d + 1 ranks; the first and the last are 1."""
-        return (*(core.shape[0] for core in self._cores), 1)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the cores."""
-        return self._cores[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the cores."""
-        return self._cores[0].device
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of entries of all cores."""
-        return sum(core.numel() for core in self._cores)
 
     def __repr__(self) -> str:
         """Rows, columns, ranks and dtype."""
@@ -235,6 +208,12 @@ class TTMatrix:
         """Sum; the ranks add."""
         return self._with(self.as_train() + self._merged(other))
 
+    def __radd__(self, other: int) -> Self:
+        """The matrix itself for 0, where the builtin `sum` begins."""
+        if not isinstance(other, int) or other != 0:
+            raise DTypeError(f"other: expected a TTMatrix, got {type(other).__name__}")
+        return self
+
     def __sub__(self, other: "TTMatrix") -> Self:
         """Difference; the ranks add."""
         return self._with(self.as_train() - self._merged(other))
@@ -244,9 +223,6 @@ class TTMatrix:
         return self._with(self.as_train() * (self._merged(other) if isinstance(other, TTMatrix) else other))
 
     __rmul__ = __mul__
-
-    # numpy's scalars leave `number * matrix` to the matrix.
-    __array_priority__ = 1000
 
     def __truediv__(self, other: complex | Tensor) -> Self:
         """Matrix over a number."""
@@ -281,6 +257,10 @@ class TTMatrix:
         """Frobenius norm, a real scalar tensor."""
         return self.as_train().norm()
 
+    def log_norm(self) -> Tensor:
+        """Natural logarithm of the norm, a float64 scalar, finite where `norm` overflows; -inf for zero."""
+        return self.as_train().log_norm()
+
     def trace(self) -> Tensor:
         """Trace, a scalar tensor.
 
@@ -308,13 +288,24 @@ class TTMatrix:
         return type(self)(_matrix.transpose(self._cores), self._center)
 
     @property
+    def T(self) -> Self:  # noqa: N802
+        """The transpose, as numpy calls it."""
+        return self.mT
+
+    @property
     def mH(self) -> Self:  # noqa: N802
         """The conjugate transpose."""
         return self.mT.conj()
 
-    def conj(self) -> Self:
-        """The complex conjugate."""
-        return type(self)([core.conj().resolve_conj() for core in self._cores], self._center)
+    @property
+    def real(self) -> Self:
+        """The real part, a real matrix; twice the ranks where the matrix is complex."""
+        return self._with(self.as_train().real)
+
+    @property
+    def imag(self) -> Self:
+        """The imaginary part, a real matrix; twice the ranks where the matrix is complex."""
+        return self._with(self.as_train().imag)
 
     # Gauge and rounding ------------------------------------------------------------------------------------
 
@@ -327,41 +318,36 @@ class TTMatrix:
         return self._with(self.as_train().orthogonalize(center))
 
     @overload
-    def truncate(self, truncation: Truncation, *, return_report: Literal[False] = False) -> Self: ...
+    def truncate(
+        self, truncation: Truncation, *, method: str = "auto", return_report: Literal[False] = False
+    ) -> Self: ...
 
     @overload
     def truncate(
-        self, truncation: Truncation, *, return_report: Literal[True]
+        self, truncation: Truncation, *, method: str = "auto", return_report: Literal[True]
     ) -> tuple[Self, TruncationReport]: ...
 
     def truncate(
-        self, truncation: Truncation, *, return_report: bool = False
+        self, truncation: Truncation, *, method: str = "auto", return_report: bool = False
     ) -> Self | tuple[Self, TruncationReport]:
         """A TT-matrix of lower ranks, near in the Frobenius norm; see `TensorTrain.truncate`.
 
+        Args:
+            truncation: Which singular values are kept.
+            method: "auto" (the fastest that is safe), "svd", "qr-svd", "gram" or "randomized".
+            return_report: Whether the `TruncationReport` is returned as well.
+
+        Returns:
+            The matrix, with center 0, or the pair (matrix, report).
+
         Raises:
-            RankError: `max_rank` is a list that the bonds cannot have.
+            RankError: `max_rank` is a list that the bonds cannot have, or is needed and missing.
+            ConfigError: `method` is unknown, or cannot be differentiated or batched as asked.
         """
-        train, report = self.as_train().truncate(truncation, return_report=True)
-        return (self._with(train), report) if return_report else self._with(train)
-
-    def to(self, *args: object, **kwargs: object) -> Self:
-        """Another dtype or device, with the arguments of `torch.Tensor.to`.
-
-        Raises:
-            DTypeError: An integer dtype, or a real one for a complex matrix.
-        """
-        train = self.as_train()
-        moved = train.to(*args, **kwargs)
-        return self if moved is train else self._with(moved)
-
-    def detach(self) -> Self:
-        """The same matrix, cut off from autograd."""
-        return type(self)([core.detach() for core in self._cores], self._center)
-
-    def clone(self) -> Self:
-        """A matrix with memory of its own."""
-        return type(self)([core.clone() for core in self._cores], self._center)
+        if not return_report:
+            return self._with(self.as_train().truncate(truncation, method=method))
+        train, report = self.as_train().truncate(truncation, method=method, return_report=True)
+        return self._with(train), report
 
 
 def pair(matrix: TTMatrix, other: Factor) -> tuple[TTMatrix, Factor]:
@@ -381,18 +367,4 @@ def pair(matrix: TTMatrix, other: Factor) -> tuple[TTMatrix, Factor]:
     return matrix.to(dtype), other.to(dtype)
 
 
-def _unflatten(leaves: object) -> TTMatrix:
-    # A pytree may hold anything while it is mapped (vmap's placeholders, None): no checks here.
-    matrix = object.__new__(TTMatrix)
-    matrix._cores = tuple(leaves)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    matrix._center = None
-    return matrix
-
-
-pytree.register_pytree_node(
-    TTMatrix,
-    # Whatever is mapped over the cores may spoil the gauge: the center is not handed on.
-    lambda matrix: (list(matrix.cores), None),
-    lambda leaves, _: _unflatten(leaves),
-    serialized_type_name="ttnet.TTMatrix",
-)
+register_pytree(TTMatrix)

@@ -13,10 +13,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ttnet.adapters import MetaTT, TTAdapter, attach, load
 from ttnet.errors import ConfigError, NonFiniteError
+from ttnet.interop.held_batches import train_batches
 from ttnet.interop.transformers import DMRGCallback, DMRGTrainer
-from ttnet.optim import AdaptiveRanks
+from ttnet.optim import AdaptiveRanks, BatchLoss, TwoSiteOptions
 
 RANKS = {0: 6, 1: 4, 2: 3}
+SWEEP_OPTIONS = ("state", "mode", "gauge", "two_site", "held_batches")
 SAMPLES, BATCH, EPOCHS = 24, 4, 3  # 6 steps an epoch
 
 
@@ -57,7 +59,7 @@ def trainer(
     problem: Any = None,
     **options: Any,
 ) -> DMRGTrainer:
-    sweeps = {name: options.pop(name) for name in ("state", "mode", "gauge") if name in options}
+    sweeps = {name: options.pop(name) for name in SWEEP_OPTIONS if name in options}
     compute_metrics = options.pop("compute_metrics", None)
     arguments = {
         "num_train_epochs": EPOCHS,
@@ -262,3 +264,75 @@ def test_gradient_accumulation_and_clipping_go_with_sweeps(tmp_path):
     job = trainer(tmp_path, gradient_accumulation_steps=4, max_grad_norm=0.1, save_strategy="no")
     job.train()
     assert [r.ranks_after for r in callback_of(job).reports] == [(4, 4, 4), (3, 3, 3)]
+
+
+# Sweeps that optimize --------------------------------------------------------------------------------------
+
+TWO_SITE = {
+    "mode": "two-site",
+    "two_site": TwoSiteOptions(solver="lbfgs", local_steps=2),
+    "held_batches": 3,
+}
+
+
+class Modes(TrainerCallback):
+    """Notes the mode of the model at each forward pass of a sweep."""
+
+    def __init__(self) -> None:
+        self.training: set[bool] = set()
+        self.sizes: set[int] = set()
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):  # noqa: ARG002
+        if state.epoch == 0:
+            model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, module, args, kwargs):  # noqa: ARG002
+        if module.tt_adapter.cores._substitute is not None:
+            self.training.add(module.training)
+            self.sizes.add(len(kwargs["input_ids"]))
+
+
+def test_a_two_site_sweep_holds_training_batches_by_itself(tmp_path):
+    modes, ranks = Modes(), Ranks()
+    job = trainer(tmp_path, ranks={0: 6, 2: 4}, callbacks=(modes, ranks), **TWO_SITE)
+    job.train()
+    (report,) = callback_of(job).reports
+    assert report.loss_after < report.loss_before
+    assert ranks.seen == [6] * 12 + [4] * 6
+    assert modes.training == {False}
+    assert modes.sizes == {BATCH}
+    assert job.model.training
+
+
+def test_resuming_a_two_site_training(tmp_path):
+    options = {"ranks": {0: 6, 1: 4}, "num_train_epochs": 2, **TWO_SITE}
+    job = trainer(tmp_path / "whole", save_steps=6, **options)
+    job.train()
+    assert callback_of(job).reports
+    resumed = trainer(tmp_path / "resumed", **options)
+    # The epoch has ended, the sweep that opens the next comes after resuming.
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert callback_of(resumed).reports[0].loss_after == callback_of(job).reports[0].loss_after
+    assert same_bits(final(job), final(resumed))
+
+
+def test_a_two_site_sweep_on_a_problem_of_the_users(tmp_path):
+    batch = {key: torch.stack([sample[key] for sample in samples()[:8]]) for key in samples()[0]}
+    box: list[DMRGTrainer] = []
+    options = {name: value for name, value in TWO_SITE.items() if name != "held_batches"}
+    problem = BatchLoss(lambda rows: box[0].model(**{k: v[rows] for k, v in batch.items()}).loss,
+                        [slice(0, 4), slice(4, 8)], hold=2)  # fmt: skip
+    box.append(trainer(tmp_path, ranks={0: 6, 1: 5}, problem=problem, num_train_epochs=2, **options))
+    box[0].train()
+    (report,) = callback_of(box[0]).reports
+    assert report.loss_after < report.loss_before
+
+
+def test_a_dataset_without_length_needs_a_problem():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(samples())
+
+    arguments = TrainingArguments("unused", report_to=[], use_cpu=True)
+    with pytest.raises(ConfigError, match="problem: expected a loss"):
+        next(train_batches(torch.utils.data.DataLoader(Endless()), arguments))

@@ -15,7 +15,7 @@ from ttnet.optim.distributed import agree, broadcast, is_distributed
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
-JOBS = ("scheduled", "sgd", "nudged", "adaptive")
+JOBS = ("scheduled", "sgd", "nudged", "adaptive", "two-site", "tested")
 
 
 def test_one_process_asks_nobody():
@@ -91,6 +91,25 @@ def test_shapes_stay_and_removed_directions_are_zero(results, job):
 def test_the_loss_of_process_0_counts(results):
     for result in results:
         assert result["adaptive"]["ranks"] == [(3, 3), (2, 2), (1, 1), None]
+
+
+def test_an_optimizing_sweep_minimizes_the_mean_loss_of_all_processes(results):
+    for result in results:
+        assert result["two-site"]["ranks"] == [(3, 3), (1, 2), (4, 4), None]
+        assert len(result["tested"]["means"]) == 1
+        for job in ("two-site", "tested"):
+            assert result[job]["after"] == pytest.approx(result[job]["means"], rel=1e-9)
+        before, after = result["two-site"]["before"], result["two-site"]["after"]
+        assert all(b < a for a, b in zip(before, after, strict=True))
+
+
+def test_a_failure_in_one_process_ends_the_sweep_in_all(results):
+    first, second = (result["failing"] for result in results)
+    assert first["message"].startswith("StateError: problem: failed in 1 of 2 processes")
+    assert second["message"] == "ValueError: no more data"
+    assert first["unchanged"]
+    assert second["unchanged"]
+    assert first["epoch"] == second["epoch"] == 0
 
 
 def test_the_schedule_is_followed_and_compaction_keeps_the_train(results):

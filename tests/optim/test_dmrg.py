@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.optim.problems import HEISENBERG, SPIN_ONE, entries, ising_energy, xx_energy
-from ttnet import Truncation, TTParameter, operators, random_train, tt_svd
+from ttnet import TensorTrain, Truncation, TTParameter, operators, random_train, tt_svd
 from ttnet.errors import ConfigError, NonFiniteError, ShapeError
 from ttnet.optim import (
     Closure,
@@ -386,6 +386,48 @@ def test_solve_not_symmetric_and_several_right_hand_sides():
     torch.testing.assert_close(result.tensor_train.full().reshape(25, 3), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_solve_a_badly_conditioned_system_without_symmetry(seed):
+    A = operators.TTMatrix.random((4, 5, 6), (4, 5, 6), 3, seed=seed, dtype=F64)
+    exact = start((4, 5, 6), 3, seed=seed + 50)
+    result = solve(A, A @ exact, tol=1e-10)
+    assert result.converged
+    error = (result.tensor_train - exact).norm() / exact.norm()
+    assert float(error) < 1e-10 * float(torch.linalg.cond(A.full()))
+
+
+def test_solve_never_returns_worse_than_zero():
+    A = operators.TTMatrix.random((4, 4, 4, 4), (4, 4, 4, 4), 3, seed=0, dtype=F64)
+    result = solve(A, start((4, 4, 4, 4), 2), max_rank=1, sweeps=3, kind="galerkin")
+    assert result.certificate <= 1.0
+
+
+def test_solve_the_quantized_laplace_operator():
+    A = operators.qtt_laplace((4, 4), dtype=F64)
+    b = TensorTrain([torch.ones(1, 2, 1, dtype=F64)] * 8)
+    result = solve(A, b, tol=1e-8)
+    exact = torch.linalg.solve(A.full(), torch.ones(256, dtype=F64))
+    assert result.converged
+    torch.testing.assert_close(result.tensor_train.full().reshape(-1), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize("sites", [1, 2])
+@pytest.mark.parametrize("name", ["heisenberg", "random"])
+def test_the_operator_of_a_block_as_a_matrix(dtype, sites, name):
+    H = operators.heisenberg(5, field=0.3, dtype=dtype)
+    if name == "random":
+        H = operators.TTMatrix.random((2,) * 5, (2,) * 5, 3, seed=1, dtype=dtype)
+        H = H + H.mH
+    train = start((2,) * 5, 3, dtype=dtype)
+    for site in range(6 - sites):
+        cores = train.orthogonalize(site).cores
+        local = QuadraticForm(H).local(cores, Visit(site, sites, forward=True))
+        block = cores[site] if sites == 1 else torch.tensordot(cores[site], cores[site + 1], 1)
+        applied = local.multiply(block).reshape(-1)
+        torch.testing.assert_close(local.as_matrix() @ block.reshape(-1), applied)
+
+
 def test_one_site_solve_enriches():
     A = operators.laplace((6, 5, 4), dtype=F64)
     result = solve(A, start((6, 5, 4), 2, seed=2), sites=1, tol=1e-7)
@@ -398,6 +440,43 @@ def test_fit_completes_a_train():
     error = (result.tensor_train.full() - teacher.full()).norm() / teacher.norm()
     assert result.certificate < 1e-3
     assert float(error) < 1e-2
+
+
+def test_fit_completes_a_smooth_function():
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(6, (2000, 4), generator=generator)
+    values = 1 / (1 + indices.double().sum(1) / 5)
+    result = fit(indices, values, shape=(6,) * 4, max_rank=4)
+    grid = torch.cartesian_prod(*[torch.arange(6)] * 4)
+    exact = 1 / (1 + grid.double().sum(1) / 5)
+    error = (result.tensor_train.full().reshape(-1) - exact).norm() / exact.norm()
+    assert float(error) < 1e-4
+    assert result.converged
+    assert max(result.tensor_train.ranks) <= 4
+
+
+@pytest.mark.parametrize("sites", [1, 2])
+def test_very_uneven_indices_give_the_gradient_of_the_dense_loss(sites):
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(30, (400, 3), generator=generator)
+    indices[:300, 0] = 7
+    values = torch.randn(400, generator=generator, dtype=F64)
+    train = start((30, 30, 30), 2, seed=1).orthogonalize(0)
+    local = LeastSquares(indices, values).local(train.cores, Visit(0, sites, forward=True))
+    block = train.cores[0] if sites == 1 else torch.tensordot(train.cores[0], train.cores[1], 1)
+    loss, gradient = local.value_and_gradient(block)
+    free = block.clone().requires_grad_()
+    rest = train.cores[sites:]
+    dense = free
+    for core in rest:
+        dense = torch.tensordot(dense, core, 1)
+    expected = 0.5 * (dense.reshape(30, 30, 30)[tuple(indices.unbind(1))] - values).square().mean()
+    assert loss == pytest.approx(float(expected.detach()))
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, free)[0])
+    direction = torch.randn(block.shape, generator=generator, dtype=F64)
+    curved = local.curvature(block)(direction)
+    change = local.value_and_gradient(block + direction)[1] - gradient
+    torch.testing.assert_close(curved, change)
 
 
 # Results, states and errors -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ttnet.errors import ConfigError
 from ttnet.optim.local import SOLVERS
+from ttnet.optim.local.direct import direct
 from ttnet.optim.local.problem import LocalResult, Operator, Start, armijo
 
 SHAPE = (3, 2, 2, 3)
@@ -174,3 +175,28 @@ def test_armijo_refuses_a_direction_that_does_not_descend():
     found = armijo(problem, start, -start.gradient)
     assert found is not None
     assert found[1] < start.loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_direct_solves_a_small_block_and_leaves_a_large_one(dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 6, generator=generator, dtype=dtype)
+
+    class System:
+        vector = torch.randn(6, generator=generator, dtype=dtype)
+
+        def as_matrix(self) -> Tensor:
+            return matrix
+
+        def value(self, block: Tensor) -> float:
+            return float(torch.linalg.vector_norm(matrix @ block.reshape(-1) - self.vector))
+
+    begin = Start(block=torch.zeros(2, 3, dtype=dtype), loss=1.0, gradient=torch.zeros(2, 3, dtype=dtype))
+    result = direct(System(), begin)
+    torch.testing.assert_close(result.block.reshape(-1), torch.linalg.solve(matrix, System.vector))
+    assert result.loss < 1e-12
+    monkeypatch.setattr("ttnet.optim.local.direct.LARGEST_BLOCK", 5)
+    assert direct(System(), begin) is None
+    monkeypatch.undo()
+    matrix[:] = 0
+    assert direct(System(), begin) is None

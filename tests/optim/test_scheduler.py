@@ -278,7 +278,7 @@ def test_a_new_gradient_is_not_taken_for_the_used_one(name, shape):
         optimizer.zero_grad()
         contract(parameter.cores).square().sum().backward()
         with pytest.raises(StateError):
-            scheduler._check_ready()
+            scheduler._trains["parameter"].check_ready()
         optimizer.zero_grad()
 
 
@@ -366,8 +366,7 @@ def test_a_core_that_is_not_finite_is_refused(ranks, bad):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "two-site"}, r"mode: 'two-site' comes with TwoSiteDMRG .*use 'truncate' or 'paper'"),
-        ({"mode": "literal"}, r"mode: expected one of \('truncate', 'paper'\), got 'literal'"),
+        ({"mode": "literal"}, r"mode: expected one of \('truncate', 'paper', 'two-site'\), got 'literal'"),
         ({"state": "keep"}, r"state: expected one of \('transport', 'reset'\), got 'keep'"),
         ({"gauge": "left"}, r"gauge: expected one of .*'nearest', 'canonical', 'balanced'\), got 'left'"),
         ({"mode": "paper", "gauge": "nearest"}, r"gauge: mode 'paper' ends in the gauge 'canonical'"),

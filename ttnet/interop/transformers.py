@@ -17,8 +17,10 @@ from transformers.trainer_callback import ExportableState
 from ttnet._typing import Cores
 from ttnet.adapters import TTAdapter
 from ttnet.errors import ConfigError, NonFiniteError
-from ttnet.optim import AdaptiveRanks, DMRGScheduler, RankSchedule, SweepReport
-from ttnet.optim.scheduler import Problem
+from ttnet.interop.held_batches import evaluating, train_batches
+from ttnet.optim import AdaptiveRanks, BatchLoss, DMRGScheduler, RankSchedule, SweepReport
+from ttnet.optim.batches import seeded
+from ttnet.optim.subject import Loss
 from ttnet.parameter import TTParameter
 from ttnet.tensor_train import TensorTrain
 
@@ -34,8 +36,12 @@ class DMRGCallback(TrainerCallback, ExportableState):
     Args:
         adapter: What is swept: an adapter, whose matrices then measure the errors, or a bare `TTParameter`.
         ranks: `RankSchedule`, `AdaptiveRanks` or a mapping from completed epochs to ranks.
-        problem: Closure that returns the loss, for `AdaptiveRanks(max_loss_increase=)`.
-        options: Further options of `DMRGScheduler` (`mode`, `state`, `gauge`, `measure`, `seed`).
+        problem: What `DMRGScheduler.step` is given: a closure that returns the loss, or a `BatchLoss`.
+            Without it, a sweep of the mode "two-site" minimizes the model's own loss on training data.
+        held_batches: Number of training batches that such a sweep holds; others for each sweep, determined by
+            the Trainer's seed and the epoch. The model is in evaluation mode meanwhile, without dropout.
+        options: Further options of `DMRGScheduler` (`mode`, `two_site`, `state`, `gauge`, `measure`,
+            `seed`).
 
     Attributes:
         reports: The `SweepReport` of each sweep of this process, in order.
@@ -53,7 +59,8 @@ class DMRGCallback(TrainerCallback, ExportableState):
         adapter: TTAdapter | TTParameter,
         ranks: RankSchedule | AdaptiveRanks | Mapping[int, int],
         *,
-        problem: Problem | None = None,
+        problem: Loss | None = None,
+        held_batches: int = 8,
         **options: Any,
     ) -> None:
         self.parameter = adapter.cores if isinstance(adapter, TTAdapter) else adapter
@@ -65,6 +72,7 @@ class DMRGCallback(TrainerCallback, ExportableState):
             options.setdefault("measure", measure)
         self.ranks = RankSchedule(ranks) if isinstance(ranks, Mapping) else ranks
         self.problem = problem
+        self.held_batches = held_batches
         self.options = options
         self.reports: list[SweepReport] = []
         self.scheduler: DMRGScheduler | None = None
@@ -84,15 +92,30 @@ class DMRGCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sweep for every epoch completed since the last sweep."""
-        del args, control, kwargs
+        del control
         if self.scheduler is None:
             return
         completed = math.floor((state.epoch or 0.0) + 1e-6)
         while self.scheduler.epoch < completed:
-            report = self.scheduler.step(self.problem)
+            report = self._step(args, **kwargs)
             if report is not None:
                 self.reports.append(report)
                 state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def _step(self, args: TrainingArguments, **kwargs: Any) -> SweepReport | None:
+        scheduler = self.scheduler
+        if scheduler is None or scheduler.mode != "two-site":
+            return None if scheduler is None else scheduler.step(self.problem)
+        # A resumed Trainer restores the random state after this event: the sweep must not depend on it.
+        seed = args.seed + 1_000_003 * (scheduler.epoch + 1) + 7919 * args.process_index
+        with seeded(seed):
+            if self.problem is not None:
+                return scheduler.step(self.problem)
+            model: nn.Module = kwargs["model"]
+            batches = train_batches(kwargs["train_dataloader"], args)
+            loss = BatchLoss(lambda batch: _loss_of(model, batch), batches, hold=self.held_batches)
+            with evaluating(model):
+                return scheduler.step(loss)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -105,6 +128,11 @@ class DMRGCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of this callback."""
         return {"args": {}, "attributes": {} if self.scheduler is None else self.scheduler.state_dict()}
+
+
+def _loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    outputs = model(**batch)
+    return outputs["loss"] if isinstance(outputs, dict) else outputs[0]
 
 
 class DMRGTrainer(Trainer):

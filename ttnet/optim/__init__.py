@@ -1,5 +1,6 @@
 """DMRG on gradients: sweeps that minimize any torch loss, and a scheduler that alternates them with Adam."""
 
+from ttnet.optim.batches import BatchLoss
 from ttnet.optim.dmrg import TwoSiteDMRG
 from ttnet.optim.fit import fit
 from ttnet.optim.ground_state import dmrg
@@ -17,9 +18,11 @@ from ttnet.optim.problems import (
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
 from ttnet.optim.result import DMRGResult, Status, SweepReport
 from ttnet.optim.scheduler import DMRGScheduler
+from ttnet.optim.two_site import TwoSiteOptions
 
 __all__ = [
     "AdaptiveRanks",
+    "BatchLoss",
     "Closure",
     "Composite",
     "DMRGResult",
@@ -34,6 +37,7 @@ __all__ = [
     "Status",
     "SweepReport",
     "TwoSiteDMRG",
+    "TwoSiteOptions",
     "dmrg",
     "fit",
     "solve",

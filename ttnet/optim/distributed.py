@@ -1,7 +1,7 @@
 """What sweeps need of a distributed job: one process decides, all hold the same bits."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -21,6 +21,15 @@ def agree(value: _T) -> _T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def average(value: float | None) -> float | None:
+    """The mean over all processes of a value that each of them has."""
+    if not is_distributed() or value is None:
+        return value
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return sum(values) / len(values)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -384,18 +384,22 @@ class TwoSiteDMRG:
         self._signature = self.parameter.signature()
 
     def _as_problem(self, problem: Problem | Callable[[], Tensor]) -> Problem:
+        if self._wrapped is not None and self._wrapped[0] is problem:
+            return self._wrapped[1]
         if hasattr(problem, "local"):
             subject: Problem = problem  # pyright: ignore[reportAssignmentType]
-            if self._wrapped is None or self._wrapped[0] is not problem:
-                self._pending, self._wrapped = None, (problem, subject)
-            return subject
-        if not callable(problem):
+        elif callable(problem):
+            subject = Closure(problem, self.parameter)
+        else:
             raise ConfigError(
                 f"problem: expected a closure or a problem object, got {type(problem).__name__}"
             )
-        if self._wrapped is None or self._wrapped[0] is not problem:
-            self._pending, self._wrapped = None, (problem, Closure(problem, self.parameter))
-        return self._wrapped[1]
+        if self._wrapped is not None:
+            # Losses of another problem say nothing about this one.
+            self._pending = None
+            self._record.losses.clear()
+        self._wrapped = problem, subject
+        return subject
 
     def _at_bond(self, bond: int, cap: int | None) -> Truncation:
         """The truncation of this sweep at a bond, with a growth cap and the budget of parameters."""

@@ -1,21 +1,32 @@
 """`fit`: completion and regression from entries, with several starts and a held-out error."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ttnet.errors import ConfigError
+from ttnet.creation import random_train
+from ttnet.errors import ConfigError, ShapeError
 from ttnet.gather import gather
 from ttnet.optim.dmrg import TwoSiteDMRG
-from ttnet.optim.growth import Growth
+from ttnet.optim.observer import Progress
 from ttnet.optim.problems.gather import LeastSquares
 from ttnet.optim.result import DMRGResult, Status, SweepReport
 from ttnet.parameter import TTParameter
-from ttnet.random import check_shape
-from ttnet.tensor_train import TensorTrain, random_train
-from ttnet.truncation import Truncation
+from ttnet.random import check_shape, resolve_ranks
+from ttnet.tensor_train import TensorTrain
+
+KICK = 1e-3
+"""Size of the random directions that a bond is given when it grows, relative to the core's entries."""
+
+
+@dataclass
+class _Best:
+    """The best train of a start by the error on held-out entries."""
+
+    error: float
+    train: TensorTrain
 
 
 def fit(
@@ -24,42 +35,39 @@ def fit(
     *,
     shape: Sequence[int] | None = None,
     max_rank: int = 8,
-    cutoff: float = 1e-10,
-    growth: Growth = "free",
     starts: int = 1,
     held_out: float = 0.1,
-    sweeps: int = 20,
-    tol: float = 1e-3,
+    sweeps: int = 200,
+    tol: float = 0.02,
+    target: float = 0.0,
     l2: float = 0.0,
-    local_steps: int | None = None,
     progress: bool = False,
     seed: int = 0,
 ) -> DMRGResult:
     """A train through given entries: completion of a tensor of which `values` are known.
 
-    Some entries are held out; after each sweep the error on them is computed, and the best train by that
-    error is returned. Ranks begin at 1 and rise by one with each sweep, up to `max_rank`: with few entries,
-    a jump of the ranks would fit noise.
+    One-site sweeps solve for each core exactly; where they no longer lower the error on entries that are
+    held out, all ranks rise by one. It ends at `max_rank`, or where a higher rank does not lower that error,
+    and returns the best train by it. Many starts help against local minima: each further one begins from
+    other random directions, and all end early where one has reached `target`.
 
     Args:
         indices: Shape (batch, d), integers.
         values: Shape (batch,).
         shape: Mode sizes; by default the largest index of each mode plus 1.
         max_rank: Largest rank.
-        cutoff: Relative sum of discarded squares at a bond.
-        growth: "free", or "test" to grow only where the projected gradient stands out of noise.
         starts: Number of random starts; the best by held-out error is kept.
         held_out: Share of the entries that is held out, above 0.
         sweeps: Largest number of sweeps of a start.
-        tol: A start has converged when two sweeps at the largest rank lower the held-out error by less than
-            this share of it.
+        tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it.
+        target: Relative held-out error at which to stop.
         l2: Weight of |train|^2 / 2.
-        local_steps: Conjugate gradient iterations at a block, preconditioned by its exact Hessian.
         progress: Log one line a sweep.
         seed: Seed of the starts and of what is held out.
 
     Returns:
-        The result; its certificate is the relative error |x - values| / |values| on the held-out entries.
+        The result; its certificate is the relative error |x - values| / |values| on the held-out entries,
+        its trajectory that of the best start.
 
     Raises:
         ConfigError: `starts` or `held_out` out of range.
@@ -72,60 +80,105 @@ def fit(
         raise ConfigError(f"starts: expected at least 1, got {starts}")
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out: expected a share between 0 and 1, got {held_out}")
+    if len(indices) != len(values) or len(values) < 2:
+        raise ShapeError(
+            f"values: expected one for each row of `indices`, and at least two, got {len(values)} for "
+            f"{len(indices)} rows"
+        )
     sizes = tuple(int(n) + 1 for n in indices.amax(0)) if shape is None else check_shape(shape)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(values), generator=generator).to(indices.device)
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed)).to(indices.device)
     count = max(int(held_out * len(values)), 1)
     shown, hidden = order[count:], order[:count]
     problem = LeastSquares(indices[shown], values[shown], l2=l2)
-    schedule = [Truncation(max_rank=rank, cutoff=cutoff) for rank in range(2, max(max_rank, 2) + 1)]
-    best: DMRGResult | None = None
+    check = _HeldOut(indices[hidden], values[hidden])
+    found: list[DMRGResult] = []
     for attempt in range(starts):
         start = _near_constant(sizes, values, seed=seed + attempt)
-        watch = _HeldOutWatch(indices[hidden], values[hidden], tol=tol, settle=len(schedule))
-        optimizer = TwoSiteDMRG(
-            TTParameter(start),
-            truncation=schedule if max_rank > 1 else Truncation(max_rank=1),
-            local_steps=local_steps or 2,
-            damping=0.0,
-            accept=None,
-            growth=growth,
-            observer=watch,
-            seed=seed + attempt,
-        )
-        result = optimizer.minimize(problem, sweeps=sweeps, tol=0.0, progress=progress)
-        if watch.best is not None:
-            error, train = watch.best
-            status = Status.CONVERGED if result.status is Status.STOPPED else result.status
-            result = replace(result, tensor_train=train, certificate=error, status=status)
-        if best is None or (result.certificate or 0.0) < (best.certificate or 0.0):
-            best = result
-    if best is None:
-        raise ConfigError(f"starts: expected at least 1, got {starts}")
-    return best
+        run = _Run(problem, check, start, seed=seed + attempt, progress=progress)
+        found.append(run.until(max_rank=max_rank, sweeps=sweeps, tol=tol, target=target))
+        if (found[-1].certificate or 0.0) <= target:
+            break
+    return min(found, key=lambda result: result.certificate or 0.0)
 
 
-class _HeldOutWatch:
-    """The error on held-out entries after each sweep; stops where it no longer falls."""
+class _HeldOut:
+    """The relative error on entries that the fit has not seen."""
 
-    def __init__(self, indices: Tensor, values: Tensor, *, tol: float, settle: int) -> None:
+    def __init__(self, indices: Tensor, values: Tensor) -> None:
         self._indices, self._values = indices, values
         self._norm = float(torch.linalg.vector_norm(values)) or 1.0
-        self._tol, self._settle = tol, settle
-        self._sweeps = self._stalled = 0
-        self.best: tuple[float, TensorTrain] | None = None
 
-    def __call__(self, report: SweepReport, train: TensorTrain) -> bool:
-        del report
-        self._sweeps += 1
-        error = (
-            float(torch.linalg.vector_norm(gather(train.cores, self._indices) - self._values)) / self._norm
+    def __call__(self, train: TensorTrain) -> float:
+        found = gather(train.cores, self._indices)
+        return float(torch.linalg.vector_norm(found - self._values)) / self._norm
+
+
+class _Run:
+    """One start: sweeps at each rank for as long as they pay, then the next rank."""
+
+    def __init__(
+        self, problem: LeastSquares, check: _HeldOut, start: TensorTrain, *, seed: int, progress: bool
+    ) -> None:
+        self._problem, self._check = problem, check
+        self._parameter = TTParameter(start)
+        self._optimizer = TwoSiteDMRG(
+            self._parameter, local_steps=2, damping=0.0, accept=None, growth=None, sites=1, seed=seed
         )
-        improved = self.best is None or error < (1 - self._tol) * self.best[0]
-        if self.best is None or error < self.best[0]:
-            self.best = error, train
-        self._stalled = 0 if improved else self._stalled + 1
-        return self._sweeps >= self._settle and self._stalled >= 2
+        self._generator = torch.Generator().manual_seed(seed)
+        self._watch = Progress() if progress else None
+        self._trajectory: list[SweepReport] = []
+        self._best = _Best(self._check(start), start)
+
+    def until(self, *, max_rank: int, sweeps: int, tol: float, target: float) -> DMRGResult:
+        """Raise the rank up to `max_rank`; see `fit`."""
+        status = Status.MAX_SWEEPS
+        for rank in range(1, max_rank + 1):
+            before = self._best.error
+            if rank > 1:
+                self._parameter.assign(_grown(self._parameter.tensor_train(), rank, self._generator))
+            settled = self._sweep_while_it_pays(sweeps, tol, target)
+            if not settled:
+                break
+            if self._best.error <= target or self._best.error > (1 - tol) * before or rank == max_rank:
+                status = Status.CONVERGED
+                break
+        loss = self._trajectory[-1].loss_after
+        return DMRGResult(
+            tensor_train=self._best.train,
+            loss=float("nan") if loss is None else loss,
+            trajectory=tuple(self._trajectory),
+            status=status,
+            certificate=self._best.error,
+        )
+
+    def _sweep_while_it_pays(self, sweeps: int, tol: float, target: float) -> bool:
+        """Whether the error settled, or reached the target, within the number of sweeps."""
+        stalled, lowest = 0, float("inf")
+        while len(self._trajectory) < sweeps:
+            self._trajectory.append(self._optimizer.sweep(self._problem))
+            if self._watch is not None:
+                self._watch(len(self._trajectory), self._trajectory[-1])
+            train = self._parameter.tensor_train()
+            error = self._check(train)
+            stalled = 0 if error < (1 - tol) * lowest else stalled + 1
+            lowest = min(error, lowest)
+            if error < self._best.error:
+                self._best = _Best(error, train)
+            if stalled == 2 or error <= target:
+                return True
+        return False
+
+
+def _grown(train: TensorTrain, rank: int, generator: torch.Generator) -> TensorTrain:
+    """The train with ranks up to `rank`, the new entries small and random: a sweep then fills them."""
+    ranks = (1, *resolve_ranks(train.shape, rank), 1)
+    cores = []
+    for k, core in enumerate(train.orthogonalize(0).cores):
+        fresh = torch.randn(ranks[k], core.shape[1], ranks[k + 1], generator=generator, dtype=torch.float64)
+        grown = KICK * float(core.abs().mean()) * fresh.to(core)
+        grown[: core.shape[0], :, : core.shape[2]] = core
+        cores.append(grown)
+    return TensorTrain(cores)
 
 
 def _near_constant(sizes: Sequence[int], values: Tensor, *, seed: int) -> TensorTrain:

@@ -18,6 +18,9 @@ Growth = Literal["free", "test"] | None
 FLIPS = 16
 """Sign flips from which the noise floor is taken."""
 
+DEVIATIONS = 4.0
+"""Standard deviations above the mean of the flips at which the floor lies: a sweep has many visits."""
+
 EXPANSION = 4
 """Directions that a one-site update may add to a bond."""
 
@@ -56,7 +59,7 @@ def count_directions(
         generator: Source of the signs.
 
     Returns:
-        Number of singular values above the 99 % quantile of the noise.
+        Number of singular values above the floor: the mean of the noise plus `DEVIATIONS` of it.
 
     Raises:
         ConfigError: The problem is no sum over samples.
@@ -71,7 +74,7 @@ def count_directions(
         torch.linalg.svdvals(project(local.sign_flipped_gradient(start.block, generator), left, right))[0]
         for _ in range(FLIPS)
     ]
-    floor = torch.quantile(torch.stack(noise), 0.99)
+    floor = torch.stack(noise).mean() + DEVIATIONS * torch.stack(noise).std()
     return int((signal > floor).sum())
 
 

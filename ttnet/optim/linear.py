@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import torch
 
+from ttnet.creation import random_train
 from ttnet.optim.dmrg import TwoSiteDMRG
 from ttnet.optim.problems.system import Kind, LinearSystem, Preconditioner
 from ttnet.optim.result import DMRGResult, Status, SweepReport
 from ttnet.parameter import TTParameter
 from ttnet.rounding import distance
-from ttnet.tensor_train import TensorTrain, random_train
+from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation
 from ttnet.tt_matrix import TTMatrix
 
@@ -24,7 +25,7 @@ def solve(
     max_rank: int | None = None,
     cutoff: float | None = None,
     kind: Kind | None = None,
-    sites: int = 2,
+    sites: int | None = None,
     local_steps: int | None = None,
     preconditioner: Preconditioner | None = None,
     progress: bool = False,
@@ -41,8 +42,10 @@ def solve(
         max_rank: Largest rank.
         cutoff: Relative sum of discarded squares at a bond; by default `tol` squared over 100 d.
         kind: "symmetric" for Hermitian positive A, "galerkin" (local GMRES) or "normal" (least squares) for
-            others. By default "symmetric" where A equals its adjoint and "galerkin" where it does not.
-        sites: 2, or 1 with enrichment by the projected residual, in the manner of AMEn.
+            others. By default "symmetric" where A equals its adjoint; where it does not, "galerkin", and
+            "normal" after it where that does not arrive.
+        sites: 1 with enrichment by the projected residual, in the manner of AMEn, or 2. By default 1, and 2
+            for "galerkin", whose projected systems are safer with larger blocks.
         local_steps: Iterations of the local solver.
         preconditioner: For the local conjugate gradients: (block, visit) -> block.
         progress: Log one line a sweep.
@@ -59,52 +62,54 @@ def solve(
         Dolgov and Savostyanov, SIAM J. Sci. Comput. 36, A2248 (2014); Holtz, Rohwedder and Schneider, SIAM
         J. Sci. Comput. 34, A683 (2012).
     """
-    if kind is None:
-        kind = "symmetric" if _is_hermitian(A) else "galerkin"
-    problem = LinearSystem(A, b, kind=kind, preconditioner=preconditioner)
+    kinds: list[Kind] = [kind] if kind else ["symmetric"] if _is_hermitian(A) else ["galerkin", "normal"]
     if start is None:
         start = random_train(b.shape, 2, seed=seed, dtype=b.dtype, device=b.device)
         start = start * (b.norm() / start.norm())
-    bonds = max(b.ndim - 1, 1)
-    cutoff = tol**2 / (100 * bonds) if cutoff is None else cutoff
-    watch = _ResidualWatch(problem, tol)
-    optimizer = TwoSiteDMRG(
-        TTParameter(start),
-        truncation=Truncation(max_rank=max_rank, cutoff=cutoff),
-        solver="gmres" if kind == "galerkin" else "newton-cg",
-        accept=None,
-        local_steps=local_steps or 40,
-        damping=0.0 if kind != "galerkin" else 0.01 * tol,
-        sites=sites,
-        observer=watch,
-    )
-    result = optimizer.minimize(problem, sweeps=sweeps, tol=0.0, progress=progress)
-    if watch.best is None:
-        return result
-    residual, train = watch.best
-    status = Status.CONVERGED if residual <= tol else Status.MAX_SWEEPS
-    if result.status is Status.NON_FINITE:
-        status = result.status
-    return replace(result, tensor_train=train, certificate=residual, status=status)
+    cutoff = tol**2 / (100 * max(b.ndim - 1, 1)) if cutoff is None else cutoff
+    results: list[DMRGResult] = []
+    for each in kinds:
+        problem = LinearSystem(A, b, kind=each, preconditioner=preconditioner)
+        watch = _ResidualWatch(problem, tol)
+        optimizer = TwoSiteDMRG(
+            TTParameter(start),
+            truncation=Truncation(max_rank=max_rank, cutoff=cutoff),
+            solver="gmres" if each == "galerkin" else "newton-cg",
+            accept=None,
+            local_steps=local_steps or 40,
+            damping=0.0 if each != "galerkin" else 0.01 * tol,
+            sites=sites or (2 if each == "galerkin" else 1),
+            observer=watch,
+        )
+        result = optimizer.minimize(problem, sweeps=sweeps, tol=0.0, progress=progress)
+        status = Status.CONVERGED if watch.residual <= tol else Status.MAX_SWEEPS
+        status = result.status if result.status is Status.NON_FINITE else status
+        results.append(replace(result, tensor_train=watch.train, certificate=watch.residual, status=status))
+        if results[-1].converged:
+            break
+    return min(results, key=lambda result: result.certificate or 0.0)
 
 
 class _ResidualWatch:
-    """Computes the residual after each sweep, keeps the best train and stops at the tolerance."""
+    """Computes the residual after each sweep, keeps the best train and stops at the tolerance.
+
+    The first train is zero, whose residual is 1: nothing worse is ever returned.
+    """
 
     def __init__(self, problem: LinearSystem, tol: float) -> None:
         self._problem = problem
         self._tol = tol
         self._norm = float(problem.b.norm())
         self._stalled = 0
-        self.best: tuple[float, TensorTrain] | None = None
+        self.residual, self.train = 1.0, problem.b * 0.0
 
     def __call__(self, report: SweepReport, train: TensorTrain) -> bool:
         del report
         image = self._problem.A @ train
         residual = distance(image.cores, self._problem.b.cores) / (self._norm or 1.0)
-        improved = self.best is None or residual < 0.9 * self.best[0]
-        if self.best is None or residual < self.best[0]:
-            self.best = residual, train
+        improved = residual < 0.9 * self.residual
+        if residual < self.residual:
+            self.residual, self.train = residual, train
         self._stalled = 0 if improved else self._stalled + 1
         return residual <= self._tol or self._stalled >= 3
 

@@ -78,6 +78,8 @@ class AdaptiveRanks:
         patience: Epochs between a sweep that cut and the next.
         min_rank: Smallest rank of a bond.
         max_cut: Largest number of ranks that a bond loses in a sweep.
+        max_growth: Largest number of ranks that a bond gains in a sweep of the mode "two-site", before it is
+            cut by the criteria above. A sweep grows no train beyond `max_parameters`.
 
     Raises:
         ConfigError: No criterion, or a value out of range.
@@ -90,13 +92,14 @@ class AdaptiveRanks:
     patience: int = 1
     min_rank: int = 1
     max_cut: int = 4
+    max_growth: int = 0
 
     def __post_init__(self) -> None:
         """Check every field where it enters."""
         criteria = ("max_parameters", "max_error", "max_loss_increase")
         if all(getattr(self, name) is None for name in criteria):
             raise ConfigError(f"AdaptiveRanks: expected at least one of {', '.join(criteria)}, got none")
-        for name in (*criteria, "warmup"):
+        for name in (*criteria, "warmup", "max_growth"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value!r}")
@@ -122,16 +125,38 @@ class AdaptiveRanks:
         Returns:
             Ranks of the d - 1 bonds.
         """
-        proposals = [tuple(len(s) for s in spectra)]
-        weights = [_relative_weights(s) for s in spectra]
-        floors = [max(min(self.min_rank, r), r - self.max_cut) for r in proposals[0]]
-        while self.max_parameters is None or _parameters(proposals[-1], shape) > self.max_parameters:
+        return self.joint_targets([spectra], [shape], lambda ranks: accept(ranks[0]))[0]
+
+    def joint_targets(
+        self,
+        spectra: Sequence[Sequence[Tensor]],
+        shapes: Sequence[Sequence[int]],
+        accept: Callable[[tuple[tuple[int, ...], ...]], bool],
+    ) -> tuple[tuple[int, ...], ...]:
+        """Ranks to cut several trains to: the weakest direction of all goes first, one budget for all.
+
+        Args:
+            spectra: Of each train, the singular values of each bond, in descending order.
+            shapes: Mode sizes of each train.
+            accept: Whether a cut of all trains to these ranks costs little enough; see `targets`.
+
+        Returns:
+            Ranks of the bonds of each train.
+        """
+        proposals = [tuple(tuple(len(s) for s in each) for each in spectra)]
+        weights = [[_relative_weights(s) for s in each] for each in spectra]
+        floors = [[max(min(self.min_rank, r), r - self.max_cut) for r in each] for each in proposals[0]]
+        while self.max_parameters is None or _total(proposals[-1], shapes) > self.max_parameters:
             ranks = proposals[-1]
-            open_bonds = [k for k, r in enumerate(ranks) if r > floors[k]]
-            if not open_bonds:
+            places = [(i, k) for i, each in enumerate(ranks) for k, r in enumerate(each) if r > floors[i][k]]
+            if not places:
                 break
-            worst = min(open_bonds, key=lambda k: weights[k][ranks[k] - 1])
-            proposals.append(tuple(r - (k == worst) for k, r in enumerate(ranks)))
+            worst = min(places, key=lambda at: weights[at[0]][at[1]][ranks[at[0]][at[1]] - 1])
+            proposals.append(
+                tuple(
+                    tuple(r - ((i, k) == worst) for k, r in enumerate(each)) for i, each in enumerate(ranks)
+                )
+            )
         if self.max_error is None and self.max_loss_increase is None:
             return proposals[-1]
         low, high = 0, len(proposals) - 1
@@ -145,6 +170,10 @@ def _relative_weights(singular_values: Tensor) -> list[float]:
     """Weight of each direction and of all behind it, relative to the bond's."""
     tails = tail_weights(singular_values).tolist()
     return [t / tails[0] if tails[0] > 0 else 0.0 for t in tails[:-1]]
+
+
+def _total(ranks: Sequence[Sequence[int]], shapes: Sequence[Sequence[int]]) -> int:
+    return sum(_parameters(each, shape) for each, shape in zip(ranks, shapes, strict=True))
 
 
 def _parameters(ranks: Sequence[int], shape: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ class SweepReport:
         seconds: Wall-clock time of the sweep.
         epoch: Completed epochs at the sweep of a scheduler.
         spectra: Singular values of each bond before a scheduler's cut, in descending order.
-        relative_error: Frobenius error of a cut over the norm before, measured on the new cores.
+        relative_error: Frobenius error of a cut over the norm before, measured on the new cores; 0 for a
+            sweep that optimizes, whose train is meant to move.
         matrix_errors: Where the scheduler was given a `measure`: relative error by name.
         loss_before: Loss before the sweep, where a problem was given.
         loss_after: Loss after it, all truncations included.

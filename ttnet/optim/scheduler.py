@@ -1,51 +1,54 @@
-"""`DMRGScheduler`: sweeps over a trained train between epochs of any torch optimizer."""
+"""`DMRGScheduler`: sweeps over trained trains between epochs of any torch optimizer."""
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
 
-from ttnet._typing import Cores, CoresLike
-from ttnet.errors import ConfigError, NonFiniteError, RankError, StateError
-from ttnet.gauge import spectra
-from ttnet.optim.cuts import Cut, Gauge, grow, paper_cut, rounding_cut
-from ttnet.optim.distributed import agree, broadcast, is_distributed
+from ttnet.errors import ConfigError
+from ttnet.optim.arguments import check_optimizer, check_options, named_trains, rank_rules
+from ttnet.optim.change import Change, Measure, Mode, Sweep
+from ttnet.optim.cuts import Gauge
+from ttnet.optim.distributed import is_distributed
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
 from ttnet.optim.result import SweepReport
-from ttnet.optim.transport import StateRule, carry_state, state_tensors, unwrap
+from ttnet.optim.subject import Loss, Subject
+from ttnet.optim.swept import SweptTrain
+from ttnet.optim.transport import StateRule
+from ttnet.optim.two_site import TwoSiteOptions
 from ttnet.parameter import TTParameter
-from ttnet.rounding import distance
 from ttnet.tensor_train import TensorTrain
 
-Mode = Literal["truncate", "paper", "two-site"]
-Problem = Callable[[], Tensor]
-"""A closure that returns the loss."""
-
-Measure = Callable[[Cores, Cores], Mapping[str, float]]
-"""Relative errors by name, of the cores after against those before."""
+Ranks = RankSchedule | AdaptiveRanks | Mapping[int, Any]
+"""A rule for the ranks of a train; a mapping is read as a `RankSchedule`."""
 
 
 class DMRGScheduler:
-    """Alternates an optimizer's epochs with sweeps that change the ranks of a train.
+    """Alternates an optimizer's epochs with sweeps that change the ranks of trains.
 
-    Call `step` once after each epoch, where a learning rate scheduler steps. A sweep that changes no rank
-    leaves parameters and optimizer bit-identical.
+    Call `step` once after each epoch, where a learning rate scheduler steps. Where there is nothing to do,
+    parameters and optimizer keep every bit. An error leaves all trains as they were.
 
     Args:
         optimizer: The optimizer that trains the cores (any wrapper that holds it as `.optimizer` will do).
-        parameter: The train.
-        ranks: A `RankSchedule`, whose ranks are exact targets, or `AdaptiveRanks`.
+        parameter: The train; or several: a sequence, a mapping by name, or a module, which stands for every
+            `TTParameter` in it, by its qualified name.
+        ranks: A `RankSchedule`, whose ranks are exact targets, or `AdaptiveRanks`; for several trains one
+            for all, a sequence, or a mapping by name. One `AdaptiveRanks` for all cuts them together, with
+            one budget.
         mode: "truncate" rounds in the canonical gauge, so that the discarded weight is the error; "paper" is
-            the literal sweep of MetaTT.
+            the literal sweep of MetaTT; "two-site" optimizes merged pairs of cores on the loss that `step`
+            is given, and splits them at the scheduled ranks.
+        two_site: Options of the mode "two-site".
         state: "transport" carries moments through the sweep, "reset" restarts the optimizer for the cores.
+            After an optimizing sweep, what is carried is the part of the moments that lies in the directions
+            which the old and the new interfaces share.
         gauge: In which gauge the cores are afterwards: "nearest" keeps the old scales, "canonical" puts the
             norm on core 0, "balanced" shares it among the cores. By default "nearest", and "canonical" for
             "paper", which knows no other.
         measure: Relative errors of a change of the cores, by name (an adapter's `matrix_errors`); reported
-            and used by `AdaptiveRanks(max_error=)`.
+            and used by `AdaptiveRanks(max_error=)`. For several trains a mapping by name.
         keep_shapes: Cut without changing shapes, as distributed data parallelism needs it: both sides of a
             removed direction become zero and stay so, gradients and moments included. By default where
             `torch.distributed` runs several processes; process 0 decides then. See `compact`.
@@ -62,260 +65,165 @@ class DMRGScheduler:
     def __init__(
         self,
         optimizer: Optimizer,
-        parameter: TTParameter,
+        parameter: TTParameter | nn.Module | Sequence[TTParameter] | Mapping[str, TTParameter],
         *,
-        ranks: RankSchedule | AdaptiveRanks | Mapping[int, int],
+        ranks: Ranks | Sequence[Ranks] | Mapping[str, Ranks],
         mode: Mode = "truncate",
+        two_site: TwoSiteOptions | None = None,
         state: StateRule = "transport",
         gauge: Gauge | None = None,
-        measure: Measure | None = None,
+        measure: Measure | Mapping[str, Measure] | None = None,
         keep_shapes: bool | None = None,
         seed: int = 0,
     ) -> None:
-        _check_options(mode, state, gauge)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not all(id(core) in held for core in parameter.core_parameters()):
-            raise ConfigError(
-                "optimizer: expected one that holds every core of `parameter`, got one that does not; build "
-                "it from parameter.parameters() or model.parameters() after the adapter is attached"
-            )
-        if isinstance(unwrap(optimizer), torch.optim.LBFGS):
-            raise ConfigError(
-                "optimizer: expected one that steps each parameter by itself, got LBFGS, whose history "
-                "cannot follow a change of rank; use Adam, AdamW or SGD"
-            )
-        self.optimizer = optimizer
+        check_options(mode, state, gauge, two_site)
         self.parameter = parameter
-        self.ranks = RankSchedule(ranks) if isinstance(ranks, Mapping) else ranks
-        if isinstance(self.ranks, RankSchedule):
-            for epoch in self.ranks.ranks:
-                self.ranks.targets(epoch, parameter.shape)
+        self._is_single = isinstance(parameter, TTParameter)
+        named = named_trains(parameter)
+        check_optimizer(optimizer, named)
+        self.optimizer = optimizer
         self.mode: Mode = mode
+        self.two_site = two_site or TwoSiteOptions()
         self.state: StateRule = state
         self.gauge: Gauge = gauge or ("canonical" if mode == "paper" else "nearest")
         self.measure = measure
         self.keep_shapes = is_distributed() if keep_shapes is None else keep_shapes
         self.seed = seed
         self.epoch = 0
-        self.active_ranks = parameter.ranks[1:-1]
-        self.last_cut: int | None = None
-        self._used_gradients: dict[int, tuple[Tensor, int]] = {}
-        # A gradient that the optimizer has already stepped on may stay until the next zero_grad.
-        unwrap(optimizer).register_step_post_hook(self._note_used_gradients)
+        rules = rank_rules(ranks, list(named))
+        self._trains = {
+            name: SweptTrain(name, each, rules[name], optimizer, keep_shapes=self.keep_shapes)
+            for name, each in named.items()
+        }
+        self.ranks = rules[next(iter(named))] if self._is_single else rules
+        for train in self._trains.values():
+            if isinstance(train.ranks, RankSchedule):
+                for epoch in train.ranks.ranks:
+                    train.ranks.targets(epoch, train.parameter.shape)
+            if mode == "two-site":
+                self.two_site.optimizer(train.parameter)  # checks the options
 
-    def step(self, problem: Problem | None = None) -> SweepReport | None:
+    @property
+    def active_ranks(self) -> Any:
+        """Ranks in use, below those of the cores where shapes are kept; by name for several trains."""
+        return self._each({name: train.active_ranks for name, train in self._trains.items()})
+
+    @property
+    def last_cut(self) -> Any:
+        """Completed epochs at the last sweep, or None; by name for several trains."""
+        return self._each({name: train.last_cut for name, train in self._trains.items()})
+
+    def step(self, problem: Loss | None = None) -> Any:
         """Complete an epoch and sweep if it is time.
 
         Args:
-            problem: Closure that returns the loss; `AdaptiveRanks(max_loss_increase=)` needs it, and the
-                report then has the loss before and after.
+            problem: What is minimized in the mode "two-site" and measured in the others: a closure that
+                returns the loss with its graph, a `BatchLoss`, which holds other batches for each sweep, or a
+                problem object; for several trains a closure or a `BatchLoss` of all of them, or a mapping of
+                problems by name. `AdaptiveRanks(max_loss_increase=)` needs it, and reports then have the loss
+                before and after.
 
         Returns:
-            The report, or None where nothing was swept.
+            The `SweepReport`, or None where nothing was swept; for several trains a dictionary of the reports
+            of those that were swept, by name, or None.
 
         Raises:
             StateError: Cores hold gradients that the optimizer has not used yet (in the middle of
                 accumulation).
-            NonFiniteError: A core holds a NaN or an infinity.
+            NonFiniteError: A core or a loss is NaN or infinite.
             ConfigError: A problem is needed and none was given.
         """
+        if self.mode == "two-site" and problem is None:
+            raise ConfigError(
+                "problem: mode 'two-site' minimizes what scheduler.step(problem) is given, got None; pass a "
+                "closure that returns the loss, or BatchLoss(loss, batches)"
+            )
         epoch = self.epoch + 1
-        report = self._sweep(epoch, problem)
+        reports = self._sweep(epoch, problem)
         self.epoch = epoch
-        return report
-
-    def _sweep(self, epoch: int, problem: Problem | None) -> SweepReport | None:
-        started = time.perf_counter()
-        parameter = self.parameter
-        if not self.keep_shapes:
-            self.active_ranks = parameter.ranks[1:-1]
-        old_ranks = self.active_ranks
-        before = TensorTrain(_slice(parameter.core_parameters(), old_ranks)).detach().clone()
-        if isinstance(self.ranks, RankSchedule):
-            targets = self.ranks.targets(epoch, parameter.shape)
-            if targets is None or targets == old_ranks:
-                return None
-            self._check_capacity(targets)
-            self._check_ready()
-        else:
-            # The singular values of a zero train say nothing yet.
-            if not self.ranks.is_due(epoch, self.last_cut) or float(before.norm()) == 0.0:
-                return None
-            self._check_ready()
-            targets = agree(self._adapt(self.ranks, before.cores, problem))
-            if targets == old_ranks:
-                return None
-        loss_before = self._evaluate(problem)
-        values = tuple(tuple(s.tolist()) for s in before.spectra())
-        norm = float(before.norm())
-        cut, steps = self._change(before.cores, targets, epoch)
-        self._assign(cut, steps)
-        self.active_ranks = targets
-        self.last_cut = epoch
-        error = distance(before.cores, cut.cores)
-        return SweepReport(
-            epoch=epoch,
-            ranks_before=old_ranks,
-            ranks_after=targets,
-            spectra=values,
-            discarded_weight=steps[0].discarded_weight,
-            relative_error=error / norm if norm > 0 else 0.0,
-            matrix_errors=dict(self.measure(before.cores, cut.cores)) if self.measure else {},
-            loss_before=loss_before,
-            loss_after=self._evaluate(problem),
-            seconds=time.perf_counter() - started,
-        )
-
-    def _assign(self, cut: Cut, steps: list[Cut]) -> None:
-        parameter = self.parameter
-        capacity = parameter.ranks[1:-1]
-        parameter.assign(_pad_cores(cut.cores, capacity) if self.keep_shapes else cut.cores)
-        for each in steps:
-            carry_state(self.optimizer, parameter, each.maps, self.state)
-        if is_distributed():
-            broadcast(parameter.core_parameters())
-            broadcast(state_tensors(self.optimizer, parameter))
-        self._used_gradients.clear()
+        return self._each(reports) if reports else None
 
     def compact(self) -> None:
         """Drop, at the end of a training, the directions that `keep_shapes` emptied; optimizer state goes."""
-        if not self.keep_shapes:
-            return
-        compacted = _slice(self.parameter.core_parameters(), self.active_ranks)
-        self.parameter.assign([core.detach().clone() for core in compacted])
-        for core in self.parameter.core_parameters():
-            unwrap(self.optimizer).state.pop(core, None)
-
-    def _change(self, cores: Cores, targets: tuple[int, ...], epoch: int) -> tuple[Cut, list[Cut]]:
-        """The whole change, and the cuts it is made of: down first, then up."""
-        present = tuple(core.shape[2] for core in cores[:-1])
-        down = tuple(min(a, b) for a, b in zip(present, targets, strict=True))
-        steps = [
-            paper_cut(cores, down) if self.mode == "paper" else rounding_cut(cores, down, gauge=self.gauge)
-        ]
-        reached = tuple(core.shape[2] for core in steps[0].cores[:-1])
-        if reached != targets:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            steps.append(grow(steps[0].cores, targets, generator=generator))
-        return steps[-1], steps
-
-    def _adapt(self, ranks: AdaptiveRanks, cores: Cores, problem: Problem | None) -> tuple[int, ...]:
-        if ranks.max_loss_increase is not None and problem is None:
-            raise ConfigError(
-                "problem: AdaptiveRanks(max_loss_increase=) needs scheduler.step(problem), got None"
-            )
-        start = self._evaluate(problem)
-
-        def accept(targets: tuple[int, ...]) -> bool:
-            cut = rounding_cut(cores, targets).cores
-            if ranks.max_error is not None and self._error(cores, cut) > ranks.max_error:
-                return False
-            if ranks.max_loss_increase is None or start is None:
-                return True
-            with self.parameter.substituted(cut):
-                loss = self._evaluate(problem)
-            return loss is not None and loss <= start + ranks.max_loss_increase * abs(start)
-
-        padded = [_pad(s, core.shape[2]) for s, core in zip(spectra(cores), cores, strict=False)]
-        return ranks.targets(padded, self.parameter.shape, accept)
-
-    def _error(self, before: Cores, after: Cores) -> float:
-        if self.measure:
-            return max(self.measure(before, after).values(), default=0.0)
-        zero = tuple(torch.zeros_like(core) for core in before)
-        norm = distance(before, zero)
-        return distance(before, after) / norm if norm > 0 else 0.0
-
-    def _evaluate(self, problem: Problem | None) -> float | None:
-        """The loss, with the random state put back afterwards so that evaluations can be compared."""
-        if problem is None:
-            return None
-        device = self.parameter.core_parameters()[0].device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            return float(problem())
-
-    def _check_capacity(self, targets: tuple[int, ...]) -> None:
-        capacity = self.parameter.ranks[1:-1]
-        if self.keep_shapes and any(a > b for a, b in zip(targets, capacity, strict=True)):
-            raise RankError(
-                f"ranks: expected at most {capacity}, the ranks at construction, since shapes are kept "
-                f"(keep_shapes=True, as in a distributed job), got {targets}; construct larger ranks"
-            )
-
-    def _check_ready(self) -> None:
-        for k, core in enumerate(self.parameter.core_parameters()):
-            if not bool(torch.isfinite(core.detach()).all()):
-                raise NonFiniteError(
-                    f"parameter: core {k} holds NaN or infinity, nothing was swept; go back to the last "
-                    f"checkpoint and lower the learning rate"
-                )
-            if self._is_pending(k, core.grad) and not self._has_overflowed():
-                raise StateError(
-                    f"scheduler.step: core {k} holds a gradient that the optimizer has not used, and a "
-                    f"change of rank would drop it; call optimizer.step() or optimizer.zero_grad() first"
-                )
-
-    def _is_pending(self, k: int, gradient: Tensor | None) -> bool:
-        if gradient is None or not bool(gradient.any()):
-            return False
-        used, version = self._used_gradients.get(k, (None, 0))
-        return gradient is not used or gradient._version != version
-
-    def _has_overflowed(self) -> bool:
-        """Whether GradScaler skips a step with these gradients: then they wait for nothing."""
-        gradients = (p.grad for group in self.optimizer.param_groups for p in group["params"])
-        return any(not bool(torch.isfinite(g).all()) for g in gradients if g is not None)
-
-    def _note_used_gradients(self, *_: object) -> None:
-        # The gradients themselves, not their ids: an id is given again once its tensor is freed.
-        cores = self.parameter.core_parameters()
-        self._used_gradients = {
-            k: (c.grad, c.grad._version) for k, c in enumerate(cores) if c.grad is not None
-        }
+        if self.keep_shapes:
+            for train in self._trains.values():
+                train.compact()
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the schedule; the cores and the optimizer have state of their own."""
-        return {
-            "epoch": self.epoch,
-            "last_cut": self.last_cut,
-            "seed": self.seed,
-            "active_ranks": list(self.active_ranks),
-        }
+        trains = {name: train.state_dict() for name, train in self._trains.items()}
+        position = {"epoch": self.epoch, "seed": self.seed}
+        return position | (self._each(trains) if self._is_single else {"trains": trains})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; load cores and optimizer as well to resume to the same bits."""
-        self.epoch, self.last_cut, self.seed = state["epoch"], state["last_cut"], state["seed"]
-        self.active_ranks = tuple(state["active_ranks"])
+        """Take back what `state_dict` gave; load cores and optimizer as well to resume to the same bits.
 
+        Raises:
+            ConfigError: The state is that of other trains.
+        """
+        names = list(self._trains)
+        trains = dict.fromkeys(names, state) if self._is_single else state.get("trains", {})
+        if set(trains) != set(names):
+            raise ConfigError(f"state: expected that of the trains {names}, got {list(trains)}")
+        self.epoch, self.seed = state["epoch"], state["seed"]
+        for name, train in self._trains.items():
+            train.load_state_dict(trains[name])
 
-def _check_options(mode: str, state: str, gauge: str | None) -> None:
-    if mode == "two-site":
-        raise ConfigError(
-            "mode: 'two-site' comes with TwoSiteDMRG and is not there yet; use 'truncate' or 'paper'"
+    def _sweep(self, epoch: int, problem: Loss | None) -> dict[str, SweepReport]:
+        due = self._due(epoch)
+        if not due:
+            return {}
+        for group in due:
+            for train in group:
+                train.check_ready()
+        seeds = {name: self.seed * 1_000_003 + epoch + 7919 * i for i, name in enumerate(self._trains)}
+        sweep = Sweep(
+            mode=self.mode,
+            two_site=self.two_site,
+            gauge=self.gauge,
+            measure=self.measure,
+            seed=seeds,
+            epoch=epoch,
+            subject=Subject(problem, {name: train.parameter for name, train in self._trains.items()}),
         )
-    allowed = {"mode": (mode, ("truncate", "paper")), "state": (state, ("transport", "reset"))}
-    allowed["gauge"] = (gauge, (None, "nearest", "canonical", "balanced"))  # pyright: ignore[reportArgumentType]
-    for name, (value, choices) in allowed.items():
-        if value not in choices:
-            raise ConfigError(f"{name}: expected one of {choices}, got {value!r}")
-    if mode == "paper" and gauge not in (None, "canonical"):
-        raise ConfigError(
-            f"gauge: mode 'paper' ends in the gauge 'canonical', got {gauge!r}; use mode='truncate'"
-        )
+        changes: dict[str, Change] = {}
+        for group in due:
+            rule = group[0].ranks
+            if isinstance(rule, AdaptiveRanks):
+                changes.update(sweep.adapt(group, rule))
+            else:
+                targets = rule.targets(epoch, group[0].parameter.shape) or ()
+                changes[group[0].name] = sweep.to_targets(group[0], targets)
+        for name, change in changes.items():
+            self._trains[name].assign(change.cores, change.maps, self.state)
+            self._trains[name].last_cut = epoch
+        return {name: change.report for name, change in changes.items()}
 
+    def _due(self, epoch: int) -> list[list[SweptTrain]]:
+        """The trains to sweep now; those that one `AdaptiveRanks` rules come together."""
+        groups: dict[object, list[SweptTrain]] = {}
+        for name, train in self._trains.items():
+            rule = train.ranks
+            if isinstance(rule, AdaptiveRanks):
+                # The singular values of a zero train say nothing yet.
+                if rule.is_due(epoch, train.last_cut) and float(TensorTrain(train.cores()).norm()) != 0.0:
+                    groups.setdefault(id(rule), []).append(train)
+                continue
+            targets = rule.targets(epoch, train.parameter.shape)
+            if targets is not None and self._is_due(epoch, rule, targets, train.active_ranks):
+                train.check_capacity(targets)
+                groups[name] = [train]
+        return list(groups.values())
 
-def _slice(cores: CoresLike, ranks: tuple[int, ...]) -> Cores:
-    bounds = (1, *ranks, 1)
-    return tuple(core[: bounds[k], :, : bounds[k + 1]] for k, core in enumerate(cores))
+    def _is_due(
+        self, epoch: int, rule: RankSchedule, targets: tuple[int, ...], active: tuple[int, ...]
+    ) -> bool:
+        if self.mode != "two-site":
+            return targets != active
+        if epoch in rule.ranks or any(a > b for a, b in zip(active, targets, strict=True)):
+            return True
+        return self.two_site.growth == "free" and targets != active
 
-
-def _pad_cores(cores: CoresLike, ranks: tuple[int, ...]) -> Cores:
-    bounds = (1, *ranks, 1)
-    padded = [core.new_zeros(bounds[k], core.shape[1], bounds[k + 1]) for k, core in enumerate(cores)]
-    for whole, core in zip(padded, cores, strict=True):
-        whole[: core.shape[0], :, : core.shape[2]] = core
-    return tuple(padded)
-
-
-def _pad(values: Tensor, count: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(count - len(values))])
+    def _each(self, values: Mapping[str, Any]) -> Any:
+        """The value itself for a single train, else the values by name."""
+        return next(iter(values.values())) if self._is_single else dict(values)

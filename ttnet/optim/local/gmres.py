@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ttnet.errors import ConfigError
+from ttnet.optim.local.direct import direct
 from ttnet.optim.local.problem import HasSystem, LocalProblem, LocalResult, Start
 
 
 def gmres(local: LocalProblem, start: Start, *, steps: int = 30, damping: float = 1e-10) -> LocalResult:
-    """The block of least projected residual in a Krylov space of `steps` vectors.
+    """The block of least projected residual in a Krylov space; the solution where it is small.
 
     Args:
         local: A projected system, `local.multiply` its operator and `local.vector` its right-hand side.
@@ -27,6 +28,9 @@ def gmres(local: LocalProblem, start: Start, *, steps: int = 30, damping: float 
     """
     if not isinstance(local, HasSystem):
         raise ConfigError("solver: 'gmres' needs a LinearSystem(kind='galerkin'); use 'newton-cg' for a loss")
+    exact = direct(local, start)
+    if exact is not None:
+        return exact
     shape = start.block.shape
     residual = (local.vector - local.multiply(start.block)).reshape(-1)
     size = float(torch.linalg.vector_norm(residual))

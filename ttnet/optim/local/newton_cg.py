@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ttnet.optim.local.direct import direct
 from ttnet.optim.local.first_order import conjugate_gradient
 from ttnet.optim.local.problem import (
     HasPreconditioner,
@@ -23,7 +24,7 @@ from ttnet.optim.local.problem import (
 
 
 def newton_cg(local: LocalProblem, start: Start, *, steps: int = 8, damping: float = 1e-3) -> LocalResult:
-    """A damped, truncated Newton step.
+    """A damped, truncated Newton step; without damping, a small quadratic block is solved for exactly.
 
     Args:
         local: The problem.
@@ -41,15 +42,22 @@ def newton_cg(local: LocalProblem, start: Start, *, steps: int = 8, damping: flo
     size = float(torch.linalg.vector_norm(start.gradient))
     if size == 0.0 or not math.isfinite(size):
         return LocalResult(block=start.block, loss=start.loss, evaluations=0)
+    quadratic = isinstance(local, Quadratic) and local.is_quadratic
+    if quadratic and not damping:
+        exact = direct(local, start)
+        if exact is not None:
+            return exact
     operator = local.curvature(start.block)
-    along = operator(start.gradient)
-    scale = real_dot(start.gradient, along) / size**2
-    if scale <= 0:
-        # No positive curvature along the gradient: far from a minimum, where a first-order method is at home.
-        return conjugate_gradient(local, start, steps=steps)
     precondition = local.precondition if isinstance(local, HasPreconditioner) else None
+    along, scale = None, 0.0
+    if precondition is None or damping or not quadratic:
+        along = operator(start.gradient)
+        scale = real_dot(start.gradient, along) / size**2
+        if scale <= 0:
+            # No positive curvature along the gradient: far from a minimum, where first-order methods belong.
+            return conjugate_gradient(local, start, steps=steps)
     direction, change, used = _solve(operator, start.gradient, along, damping * scale, steps, precondition)
-    if isinstance(local, Quadratic) and local.is_quadratic:
+    if quadratic:
         # The model is the loss: its value at the end of the step is known.
         return LocalResult(block=start.block + direction, loss=start.loss + change, evaluations=used)
     found = armijo(local, start, direction)
@@ -64,12 +72,12 @@ def newton_cg(local: LocalProblem, start: Start, *, steps: int = 8, damping: flo
 def _solve(
     operator: Operator,
     gradient: Tensor,
-    along: Tensor,
+    along: Tensor | None,
     damping: float,
     steps: int,
     precondition: Operator | None,
 ) -> tuple[Tensor, float, int]:
-    """Conjugate gradients for (operator + damping) p = -gradient, `along` = operator(gradient) given.
+    """Conjugate gradients for (operator + damping) p = -gradient, `along` = operator(gradient) where known.
 
     Stops at a residual of 1e-3 of the gradient, and where the curvature along a direction is not positive.
 
@@ -79,12 +87,14 @@ def _solve(
     step, image = torch.zeros_like(gradient), torch.zeros_like(gradient)
     residual = -gradient
     ready = residual if precondition is None else precondition(residual)
-    direction, product = ready, -along
+    direction = ready
     norm = real_dot(residual, ready)
     stop = 1e-6 * norm
-    used = 1
+    used = int(along is not None)
     for iteration in range(steps):
-        if iteration > 0 or precondition is not None:
+        if iteration == 0 and precondition is None and along is not None:
+            product = -along
+        else:
             product = operator(direction)
             used += 1
         damped = product + damping * direction if damping else product

@@ -59,6 +59,21 @@ class HasSystem(Protocol):
 
 
 @runtime_checkable
+class HasMatrix(Protocol):
+    """A quadratic local problem, or a projected system, whose operator can be formed as a matrix."""
+
+    vector: Tensor | None
+
+    def as_matrix(self) -> Tensor:
+        """The operator, shape (block entries, block entries)."""
+        ...
+
+    def value(self, block: Tensor) -> float:
+        """The loss."""
+        ...
+
+
+@runtime_checkable
 class HasPreconditioner(Protocol):
     """A local problem that knows an approximate inverse of its curvature."""
 

@@ -246,6 +246,29 @@ class LocalOperator:
             result = _addmm(result, moved, heavy.mT)
         return torch.zeros_like(block) if result is None else result.reshape(block.shape)
 
+    def as_matrix(self) -> Tensor:
+        """The operator as a matrix on flattened blocks."""
+        left, m, n, right = self._sizes
+        plan = self._plan
+        like = next(
+            x for x in (plan.pair, plan.on_left, plan.on_right, plan.left, plan.right) if x is not None
+        )
+        eye_left, eye_right = _eye(left, like), _eye(right, like)
+        parts = [torch.kron(p, q) for p, q in self._terms]
+        parts += [torch.kron(heavy, torch.kron(light, eye_right)) for heavy, light in self._left_light]
+        parts += [torch.kron(torch.kron(eye_left, light), heavy) for light, heavy in self._right_light]
+        if self._on_left is not None:
+            parts.append(torch.kron(self._on_left, _eye(n * right, like)))
+        if self._on_right is not None:
+            parts.append(torch.kron(_eye(left * m, like), self._on_right))
+        if self._plan.pair is not None:
+            parts.append(torch.kron(eye_left, torch.kron(self._plan.pair, eye_right)))
+        return sum(parts[1:], parts[0])
+
+
+def _eye(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
 
 def _join_left(channels: Channels, small: Tensor, mode: int) -> Tensor:
     """Sums of matrices (l, l') times small ones (m, m'): (h, terms m m') to (terms, l m, l' m')."""
@@ -279,8 +302,7 @@ def _shifted(matrix: Tensor, shift: Tensor, rank: int, *, leading: bool) -> Tens
 def _as_scalar(matrix: Tensor) -> complex | None:
     """The number c where `matrix` is c times the identity."""
     first = matrix[0, 0]
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return first.item() if bool((matrix == first * eye).all()) else None
+    return first.item() if bool((matrix == first * _eye(len(matrix), matrix)).all()) else None
 
 
 def _as_tensor(numbers: Sequence[complex], like: Tensor) -> Tensor:

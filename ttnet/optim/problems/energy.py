@@ -119,9 +119,14 @@ class LocalQuadratic:
 
     is_quadratic = True
 
-    def __init__(self, operators: Sequence[Operator], vector: Tensor | None) -> None:
+    def __init__(self, operators: Sequence[LocalOperator], vector: Tensor | None) -> None:
         self.operators = operators
         self.vector = vector
+
+    def as_matrix(self) -> Tensor:
+        """H as a matrix on flattened blocks."""
+        matrices = [operator.as_matrix() for operator in self.operators]
+        return sum(matrices[1:], matrices[0])
 
     def multiply(self, block: Tensor) -> Tensor:
         """H times a block."""

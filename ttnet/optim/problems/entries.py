@@ -5,8 +5,9 @@ different (i, j) share no unknown. The Gauss-Newton matrix is block diagonal, wi
 its inverse is a batch of small Cholesky factorizations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,31 +18,74 @@ LARGEST_BLOCK = 512
 """Largest l r for which the blocks of the Hessian are formed."""
 
 
+class SampleLoss(Protocol):
+    """A loss of outputs (batch, 1), one for each sample."""
+
+    def evaluate(self, outputs: Tensor) -> Tensor:
+        """The loss, a scalar tensor."""
+        ...
+
+    def slope(self, outputs: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient."""
+        ...
+
+    def sample_curvature(self, outputs: Tensor) -> Tensor:
+        """Second derivative with respect to each output, shape (batch, 1)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Groups:
-    """Samples sorted by the pair of indices that they read.
+    """Samples sorted by the pair of indices that they read, in rows of one width: each row has one pair.
 
     Attributes:
-        order: Shape (batch,), the samples, those of one pair beside each other.
-        pair: Shape (batch,), the pair i n + j of each of them.
-        slots: Shape (pairs, most), positions in `order` of each pair's samples, padded with the batch size.
+        slots: Shape (rows, width), the samples of each row, padded with the batch size.
+        owner: Shape (rows,), the pair i n + j of each row; None where row p has pair p.
+        pairs: Number of pairs.
+        place: Shape (batch,), where the flattened slots hold each sample.
     """
 
-    order: Tensor
-    pair: Tensor
     slots: Tensor
+    owner: Tensor | None
+    pairs: int
+    place: Tensor
 
     @classmethod
     def sort(cls, first: Tensor, second: Tensor | None, sizes: tuple[int, int]) -> "Groups":
-        """Sort samples by their indices in one or two modes of these sizes."""
+        """Sort samples by their indices in one or two modes of these sizes.
+
+        A pair with many more samples than the others takes several rows, so that little is padded.
+        """
         key = first if second is None else first * sizes[1] + second
+        pairs = sizes[0] * sizes[1]
         order = torch.argsort(key, stable=True)
-        pair = key[order]
-        counts = torch.bincount(pair, minlength=sizes[0] * sizes[1])
-        offsets = torch.cumsum(counts, 0) - counts
-        place = torch.arange(int(counts.max()), device=key.device)
-        slots = torch.where(place < counts.unsqueeze(1), offsets.unsqueeze(1) + place, len(key))
-        return cls(order, pair, slots)
+        counts = torch.bincount(key, minlength=pairs)
+        width = min(int(counts.max()), 2 * -(-len(key) // int((counts > 0).sum())))
+        rows_of = ((counts + width - 1) // width).clamp_min(1)
+        owner = torch.repeat_interleave(torch.arange(pairs, device=key.device), rows_of)
+        within = torch.arange(len(owner), device=key.device) - (torch.cumsum(rows_of, 0) - rows_of)[owner]
+        start = (torch.cumsum(counts, 0) - counts)[owner] + within * width
+        ahead = torch.arange(width, device=key.device)
+        filled = (within * width).unsqueeze(1) + ahead < counts[owner].unsqueeze(1)
+        sample = order[(start.unsqueeze(1) + ahead).clamp_max(len(key) - 1)]
+        slots = torch.where(filled, sample, len(key))
+        place = torch.empty_like(order)
+        place[slots[filled]] = filled.flatten().nonzero()[:, 0]
+        return cls(slots, None if len(owner) == pairs else owner, pairs, place)
+
+    def padded(self, samples: Tensor) -> Tensor:
+        """Samples (batch, n) in their slots, shape (rows, width, n); zeros where there are none."""
+        return torch.cat([samples, samples.new_zeros(1, samples.shape[1])])[self.slots]
+
+    def rows(self, table: Tensor) -> Tensor:
+        """A table (pairs, ...) with the entry of its pair for each row."""
+        return table if self.owner is None else table[self.owner]
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """The sum over the rows (rows, ...) of each pair."""
+        if self.owner is None:
+            return rows
+        return rows.new_zeros(self.pairs, *rows.shape[1:]).index_add_(0, self.owner, rows)
 
 
 class LocalEntries:
@@ -51,7 +95,7 @@ class LocalEntries:
         left: Left environments, shape (batch, l).
         right: Right environments, shape (batch, r).
         groups: The samples sorted by pair.
-        evaluate: Loss of outputs (batch, 1), in the order of the samples.
+        loss: Of the outputs, in the order of the samples.
         is_quadratic: Whether it is quadratic in the outputs.
         l2: Weight of |X|^2 / 2.
     """
@@ -61,45 +105,43 @@ class LocalEntries:
         left: Tensor,
         right: Tensor,
         groups: Groups,
-        evaluate: Callable[[Tensor], Tensor],
+        loss: SampleLoss,
         *,
         is_quadratic: bool,
         l2: float,
     ) -> None:
         self._groups = groups
-        self._rows = (left[groups.order].unsqueeze(2) * right[groups.order].unsqueeze(1)).flatten(1)
-        self._evaluate = evaluate
+        # One row of the Jacobian for each sample, (rows, width, l r).
+        self._jacobian = (groups.padded(left).unsqueeze(3) * groups.padded(right).unsqueeze(2)).flatten(2)
+        self._loss = loss
         self._l2 = l2
         self.is_quadratic = is_quadratic
         self._factor: Tensor | None = None
 
     def outputs(self, block: Tensor) -> Tensor:
         """Values at the points, shape (batch, 1)."""
-        table = _by_pair(block)
-        values = (self._rows * table[self._groups.pair]).sum(1)
-        return torch.empty_like(values).index_copy(0, self._groups.order, values).unsqueeze(1)
+        table = self._groups.rows(_by_pair(block)).unsqueeze(2)
+        return torch.bmm(self._jacobian, table).reshape(-1, 1)[self._groups.place]
 
     def pull_back(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
         """The adjoint of `outputs`: weights (batch, 1) to a block."""
-        weighted = self._rows * weights[self._groups.order]
-        table = weighted.new_zeros(len(self._groups.slots), weighted.shape[1])
-        table.index_add_(0, self._groups.pair, weighted)
-        return _from_pairs(table, shape)
+        rows = torch.bmm(self._groups.padded(weights).mT, self._jacobian)[:, 0]
+        return _from_pairs(self._groups.summed(rows), shape)
 
     def value(self, block: Tensor) -> float:
         """The loss."""
         with torch.no_grad():
-            return float(self._evaluate(self.outputs(block))) + self._penalty(block)
+            return float(self._loss.evaluate(self.outputs(block))) + self._penalty(block)
 
     def value_and_gradient(self, block: Tensor) -> tuple[float, Tensor]:
         """The loss and its gradient."""
-        loss, slope = self._slope(self.outputs(block))
+        loss, slope = self._loss.slope(self.outputs(block))
         gradient = self.pull_back(slope, block.shape)
         return loss + self._penalty(block), gradient + self._l2 * block if self._l2 else gradient
 
     def curvature(self, block: Tensor) -> Operator:
         """J^T H J + l2, H the diagonal Hessian of a loss that is a sum over samples."""
-        weights = self._sample_curvature(block)
+        weights = self._loss.sample_curvature(self.outputs(block))
         self._factor = self._factorize(weights)
 
         def apply(direction: Tensor) -> Tensor:
@@ -117,35 +159,18 @@ class LocalEntries:
 
     def sign_flipped_gradient(self, block: Tensor, generator: torch.Generator) -> Tensor:
         """The gradient with a random sign for each sample's residual."""
-        _, slope = self._slope(self.outputs(block))
+        _, slope = self._loss.slope(self.outputs(block))
         signs = torch.randint(0, 2, (len(slope), 1), generator=generator).to(slope) * 2 - 1
         return self.pull_back(slope * signs, block.shape)
 
-    def _slope(self, outputs: Tensor) -> tuple[float, Tensor]:
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
-            loss = self._evaluate(free)
-            (slope,) = torch.autograd.grad(loss, free)
-        return float(loss.detach()), slope
-
-    def _sample_curvature(self, block: Tensor) -> Tensor:
-        with torch.enable_grad():
-            free = self.outputs(block).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._evaluate(free), free, create_graph=True)
-            (weights,) = torch.autograd.grad(slope.sum(), free)
-        return weights
-
     def _factorize(self, weights: Tensor) -> Tensor | None:
         """Cholesky factors (pairs, l r, l r) of the blocks of the Hessian, with a small ridge."""
-        size = self._rows.shape[1]
-        if size > LARGEST_BLOCK:
+        if self._jacobian.shape[2] > LARGEST_BLOCK:
             return None
-        padded = torch.cat([self._rows, self._rows.new_zeros(1, size)])[self._groups.slots]
-        weighted = torch.cat([weights[self._groups.order], weights.new_zeros(1, 1)])[self._groups.slots]
-        blocks = (padded * weighted.clamp_min(0)).mT @ padded
+        weighted = self._jacobian * self._groups.padded(weights.clamp_min(0))
+        blocks = self._groups.summed(torch.bmm(weighted.mT, self._jacobian))
         diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
-        ridge = self._l2 + 1e-11 * float(diagonal.amax()) + torch.finfo(blocks.dtype).tiny
-        diagonal += ridge
+        diagonal += self._l2 + 1e-11 * float(diagonal.amax()) + torch.finfo(blocks.dtype).tiny
         factor, failed = torch.linalg.cholesky_ex(blocks)
         return None if bool(failed.any()) else factor
 

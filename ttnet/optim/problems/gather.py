@@ -78,7 +78,7 @@ class GatherLoss:
                 left[:, 0],
                 right[:, 0],
                 self._groups(visit, (cores[visit.site].shape[1], cores[visit.last].shape[1])),
-                self.evaluate,
+                self,
                 is_quadratic=self.is_quadratic,
                 l2=self._l2,
             )
@@ -102,6 +102,22 @@ class GatherLoss:
         """The loss of outputs (batch, labels), without the l2 term."""
         found = outputs if self._label is not None else outputs[:, 0]
         return check_loss(self._loss(found, self._targets.to(outputs.device)))
+
+    def slope(self, outputs: Tensor) -> tuple[float, Tensor]:
+        """The loss of outputs (batch, labels) and its gradient."""
+        with torch.enable_grad():
+            free = outputs.detach().requires_grad_()
+            loss = self.evaluate(free)
+            (slope,) = torch.autograd.grad(loss, free)
+        return float(loss.detach()), slope
+
+    def sample_curvature(self, outputs: Tensor) -> Tensor:
+        """Second derivatives of a loss that is a sum over samples with one output each, shape (batch, 1)."""
+        with torch.enable_grad():
+            free = outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.evaluate(free), free, create_graph=True)
+            (weights,) = torch.autograd.grad(slope.sum(), free)
+        return weights
 
     @property
     def l2(self) -> float:
@@ -152,6 +168,15 @@ class LeastSquares(GatherLoss):
     ) -> None:
         super().__init__(points, targets, _half_mean_square, label_mode=label_mode, l2=l2)
 
+    def slope(self, outputs: Tensor) -> tuple[float, Tensor]:
+        """Half the mean square and the residuals over their number, without autograd."""
+        residuals = outputs.detach() - self._targets.to(outputs).reshape(outputs.shape)
+        return 0.5 * float(residuals.square().mean()), residuals / residuals.numel()
+
+    def sample_curvature(self, outputs: Tensor) -> Tensor:
+        """One over the number of residuals."""
+        return torch.full_like(outputs, 1 / outputs.numel())
+
 
 class LocalGather:
     """The loss of one block X (l m, n r): output[b, c] = left[b, c] X right[b, c]^T.
@@ -189,11 +214,11 @@ class LocalGather:
 
     def value_and_gradient(self, block: Tensor) -> tuple[float, Tensor]:
         """The loss and its gradient."""
-        loss, slope = self._slope(self.outputs(block))
+        loss, slope = self._problem.slope(self.outputs(block))
         gradient = self.pull_back(slope, block.shape)
         if self._problem.l2:
             gradient = gradient + self._problem.l2 * block
-        return float(loss) + self._penalty(block), gradient
+        return loss + self._penalty(block), gradient
 
     def curvature(self, block: Tensor) -> Operator:
         """J^T H J + l2."""
@@ -211,16 +236,9 @@ class LocalGather:
 
     def sign_flipped_gradient(self, block: Tensor, generator: torch.Generator) -> Tensor:
         """The gradient with a random sign for each sample's residual."""
-        _, slope = self._slope(self.outputs(block))
+        _, slope = self._problem.slope(self.outputs(block))
         signs = torch.randint(0, 2, (len(slope), 1), generator=generator).to(slope) * 2 - 1
         return self.pull_back(slope * signs, block.shape)
-
-    def _slope(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
-            loss = self._problem.evaluate(free)
-            (slope,) = torch.autograd.grad(loss, free)
-        return loss.detach(), slope
 
     def _penalty(self, block: Tensor) -> float:
         return (
@@ -269,11 +287,16 @@ def _absorb_mode(environment: Tensor, mode: Tensor | None, size: int, *, leading
 
 
 def _gathered(environment: Tensor, core: Tensor, mode: Tensor) -> Tensor:
-    """Environment (batch, labels, l) through the slices core[:, mode[b]]: one product for each index."""
+    """Environment (batch, labels, l) through the slices core[:, mode[b]]."""
+    left, size, right = core.shape
+    if size * right <= 256:
+        # All slices at once, and the wanted one picked: few large operations.
+        images = (environment @ core.reshape(left, -1)).unflatten(2, (size, right))
+        return images[torch.arange(len(mode), device=mode.device), :, mode]
     slices = core.permute(1, 0, 2)
-    result = environment.new_empty(*environment.shape[:2], core.shape[2])
+    result = environment.new_empty(*environment.shape[:2], right)
     order = torch.argsort(mode, stable=True)
-    counts = torch.bincount(mode, minlength=core.shape[1]).tolist()
+    counts = torch.bincount(mode, minlength=size).tolist()
     for value, members in enumerate(torch.split(order, counts)):
         if len(members):
             result[members] = environment[members] @ slices[value]

@@ -82,6 +82,7 @@ class LocalGalerkin:
         if form.vector is None:
             raise ConfigError("b: expected a right-hand side, got None")
         self.multiply: Operator = form.multiply
+        self.as_matrix: Callable[[], Tensor] = form.as_matrix
         self.vector: Tensor = form.vector
         self._size = float(torch.linalg.vector_norm(self.vector)) or 1.0
 
