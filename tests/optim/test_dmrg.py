@@ -358,6 +358,25 @@ def test_growth_none_and_a_budget():
     assert max(bounded.ranks) > 2
 
 
+def test_directions_that_fit_noise_are_dropped_where_the_loss_may_rise():
+    _, indices, values = entries(seed=0, noise=0.05)
+    ranks = {}
+    for max_rise in (0.0, 0.05):
+        parameter = TTParameter(start((4,) * 5, 3, seed=1))
+        optimizer = TwoSiteDMRG(parameter, truncation=Truncation(max_rank=4, cutoff=1e-12))
+        problem = LeastSquares(indices, values)
+        for _ in range(4):
+            optimizer.sweep(problem)
+        before = optimizer.sweep(problem).loss_after
+        optimizer.truncation = (Truncation(max_rank=4, cutoff=1e-3),)
+        optimizer.max_rise = max_rise
+        report = optimizer.sweep(problem)
+        ranks[max_rise] = sum(parameter.ranks)
+        dropped = sum(report.ranks_before) - sum(report.ranks_after)
+        assert report.loss_after <= before * (1 + max_rise) ** max(dropped, 0) + 1e-12
+    assert ranks[0.05] < ranks[0.0]
+
+
 # Systems and fits ---------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ class _Update:
     loss: float
     block: Tensor
     forced: bool
+    shrunk: int
 
 
 class TwoSiteDMRG:
@@ -63,6 +64,8 @@ class TwoSiteDMRG:
         damping: Newton-CG: damping relative to the curvature along the gradient. Adam: relative learning
             rate.
         accept: "armijo": an update whose split raises the loss is shortened or undone. None: taken as it is.
+        max_rise: Share by which the loss may rise for each direction that a split drops, where the tolerances
+            ask for it; a split that costs more keeps its rank.
         growth: "free": a bond takes any rank that the truncation allows. "test": it grows by as many
             directions as stand out of the noise floor of the projected gradient. None: ranks never grow.
         noise: Relative size of a random perturbation before the split, a number or a list by sweep: it helps
@@ -88,6 +91,7 @@ class TwoSiteDMRG:
         local_steps: int | None = None,
         damping: float | None = None,
         accept: Literal["armijo"] | None = "armijo",
+        max_rise: float = 0.0,
         growth: Growth = "free",
         noise: float | Sequence[float] = 0.0,
         sites: int = 2,
@@ -99,6 +103,8 @@ class TwoSiteDMRG:
         _check_choice("accept", accept, ("armijo", None))
         _check_choice("growth", growth, ("free", "test", None))
         _check_choice("sites", sites, (1, 2))
+        if not max_rise >= 0:
+            raise ConfigError(f"max_rise: expected a number of at least 0, got {max_rise!r}")
         if local_steps is not None and local_steps < 1:
             raise ConfigError(f"local_steps: expected at least 1, got {local_steps}")
         self.parameter = parameter
@@ -106,6 +112,7 @@ class TwoSiteDMRG:
         self.noise = (noise,) if isinstance(noise, int | float) else tuple(noise)
         self.growth: Growth = growth
         self.accept = accept
+        self.max_rise = max_rise
         self.sites = sites
         self.max_parameters = max_parameters
         self.observer = observer
@@ -242,7 +249,13 @@ class TwoSiteDMRG:
         if visit.sites == 1:
             self._shift_one(problem, visit, result)
         self._pending = _Update(
-            visit=visit, cores=before, start=start.block, loss=start.loss, block=result.block, forced=forced
+            visit=visit,
+            cores=before,
+            start=start.block,
+            loss=start.loss,
+            block=result.block,
+            forced=forced,
+            shrunk=max(before[visit.site].shape[2] - self._cores[visit.site].shape[2], 0),
         )
         self._record.phases["split"] += time.perf_counter() - clock
         self._position = (self._position + 1) % len(visits)
@@ -317,7 +330,11 @@ class TwoSiteDMRG:
         pending = self._pending
         if self.accept is None or pending is None or pending.forced or self._noise_now():
             return True
-        return loss <= self._ceiling(pending)
+        ceiling = self._ceiling(pending)
+        if ceiling < loss <= ceiling + self.max_rise * pending.shrunk * abs(ceiling):
+            self._record.forget()
+            return True
+        return loss <= ceiling
 
     def _ceiling(self, pending: _Update) -> float:
         """Highest acceptable loss: the one before the update, and never far above the lowest of the sweep."""
@@ -397,7 +414,7 @@ class TwoSiteDMRG:
         if self._wrapped is not None:
             # Losses of another problem say nothing about this one.
             self._pending = None
-            self._record.losses.clear()
+            self._record.forget()
         self._wrapped = problem, subject
         return subject
 

@@ -28,6 +28,7 @@ class SweepRecord:
         undone: int = 0,
         weights: dict[int, float] | None = None,
         entropies: dict[int, float] | None = None,
+        since: int = 0,
     ) -> None:
         self.ranks = tuple(ranks)
         self.losses = list(losses or [])
@@ -37,12 +38,17 @@ class SweepRecord:
         self.undone = undone
         self.weights = dict(weights or {})
         self.entropies = dict(entropies or {})
+        self.since = since
         self.phases = {"environments": 0.0, "solve": 0.0, "split": 0.0}
 
     @property
     def lowest(self) -> float:
-        """Lowest loss of a train (not of a block before its split) in this sweep."""
-        return min(self.losses, default=math.inf)
+        """Lowest loss of a train (not of a block before its split) since the last rise that was allowed."""
+        return min(self.losses[self.since :], default=math.inf)
+
+    def forget(self) -> None:
+        """What was seen is no measure any more: a rise was allowed, or the problem is another one."""
+        self.since = len(self.losses)
 
     def saw(self, start: Start) -> None:
         """A block is about to be improved."""
