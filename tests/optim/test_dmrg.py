@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.optim.problems import HEISENBERG, SPIN_ONE, entries, ising_energy, xx_energy
 from ttnet import TensorTrain, Truncation, TTParameter, operators, random_train, tt_svd
-from ttnet.errors import ConfigError, NonFiniteError, ShapeError
+from ttnet.errors import ConfigError, FormatError, NonFiniteError, ShapeError
 from ttnet.optim import (
     Closure,
     Composite,
@@ -499,6 +499,29 @@ def test_very_uneven_indices_give_the_gradient_of_the_dense_loss(sites):
 
 
 # Results, states and errors -----------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(tmp_path):
+    H = operators.heisenberg(8, dtype=F64)
+    options = {"max_rank": [4, 6, 8], "noise": [1e-2, 1e-3, 0.0], "tol": 0.0}
+    whole = dmrg(H, start((2,) * 8, 4), sweeps=5, **options)
+    file = tmp_path / "run.pt"
+    dmrg(H, start((2,) * 8, 4), sweeps=2, checkpoint=file, **options)
+    resumed = dmrg(H, start((2,) * 8, 2, seed=9), sweeps=5, checkpoint=file, **options)
+    assert len(resumed.trajectory) == 5
+    assert resumed.loss == whole.loss
+    for a, b in zip(resumed.tensor_train.cores, whole.tensor_train.cores, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(FormatError, match="checkpoint: expected one of format 1 and a train of shape"):
+        dmrg(operators.heisenberg(4, dtype=F64), start((2,) * 4, 2), checkpoint=file)
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(FormatError, match="checkpoint: expected a file that a minimization has written"):
+        dmrg(H, start((2,) * 8, 4), checkpoint=file)
+
+
+def test_progress_is_seen_without_any_logging_set_up(capsys):
+    dmrg(operators.heisenberg(4, dtype=F64), start((2,) * 4, 2), sweeps=1, progress=True)
+    assert "sweep   1  loss -1.6" in capsys.readouterr().err
 
 
 def test_resume_in_the_middle_of_a_sweep_gives_the_same_bits(tmp_path):

@@ -9,6 +9,7 @@ taken back.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,14 +27,14 @@ from ttnet.optim.geometry import Visit, there_and_back
 from ttnet.optim.growth import Growth, expansion, rank_cap
 from ttnet.optim.local import SOLVERS
 from ttnet.optim.local.problem import LocalProblem, LocalResult, Start
-from ttnet.optim.observer import Observer, Progress
+from ttnet.optim.minimization import Minimization
+from ttnet.optim.observer import Observer
 from ttnet.optim.problems.closure import Closure
 from ttnet.optim.problems.problem import Problem
 from ttnet.optim.record import SweepRecord
-from ttnet.optim.result import DMRGResult, Status, SweepReport
+from ttnet.optim.result import DMRGResult, SweepReport
 from ttnet.optim.split import Split, split
 from ttnet.parameter import TTParameter
-from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation
 
 Solver = Literal["newton-cg", "lbfgs", "cg", "adam", "gradient", "lanczos", "gmres"]
@@ -187,6 +188,7 @@ class TwoSiteDMRG:
         entropy_tol: float | None = None,
         one_site_sweeps: int = 0,
         progress: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> DMRGResult:
         """Sweep until the loss settles.
 
@@ -196,41 +198,25 @@ class TwoSiteDMRG:
             tol: Converged when a sweep without noise lowers the loss by less than `tol` times its size.
             entropy_tol: If given, the entropies must have settled to this, in nats, as well.
             one_site_sweeps: Sweeps at the end with one-site updates, which split nothing.
-            progress: Log one line a sweep.
+            progress: Show one line a sweep.
+            checkpoint: A file that is written after each sweep. Where it exists already, the run goes on from
+                it, to the same bits that it would have reached without an interruption.
 
         Returns:
             The result with the best train seen, which the parameter then holds.
+
+        Raises:
+            FormatError: `checkpoint` is no such file, or one of other ranks or modes.
         """
-        trajectory: list[SweepReport] = []
-        best: tuple[float, TensorTrain] | None = None
-        status = Status.MAX_SWEEPS
-        watch = Progress() if progress else None
-        for index in range(sweeps + one_site_sweeps):
-            if index == sweeps:
-                self.sites = 1
-            try:
-                report = self.sweep(problem)
-            except NonFiniteError:
-                status = Status.NON_FINITE
-                break
-            trajectory.append(report)
-            loss = report.loss_after if report.loss_after is not None else math.inf
-            if best is None or loss <= best[0]:
-                best = loss, self.parameter.tensor_train()
-            if watch is not None:
-                watch(index + 1, report)
-            if self.observer is not None and self.observer(report, self.parameter.tensor_train()):
-                status = Status.STOPPED
-                break
-            if _settled(trajectory, tol, entropy_tol) and self._noise_now(before=True) == 0.0:
-                status = Status.CONVERGED
-                if index < sweeps and one_site_sweeps:
-                    continue
-                break
-        if best is None:
-            best = math.nan, self.parameter.tensor_train()
-        self.parameter.assign(best[1])
-        return DMRGResult(tensor_train=best[1], loss=best[0], trajectory=tuple(trajectory), status=status)
+        run = Minimization(self, checkpoint)
+        return run.until(
+            problem,
+            sweeps=sweeps,
+            one_site_sweeps=one_site_sweeps,
+            tol=tol,
+            entropy_tol=entropy_tol,
+            progress=progress,
+        )
 
     def _visit(self, problem: Problem) -> float:
         visits = there_and_back(len(self._cores), self.sites)
@@ -285,7 +271,7 @@ class TwoSiteDMRG:
         cap = rank_cap(self.growth, rank, local, start, self._cores, visit, self._generator)
         truncation = self._at_bond(visit.site, cap)
         block = result.block
-        level = self._noise_now()
+        level = self.noise_now()
         if level:
             kick = torch.randn(block.shape, generator=self._generator, dtype=torch.float64).to(block)
             block = block + level * kick * (torch.linalg.vector_norm(block) / math.sqrt(block.numel()))
@@ -328,7 +314,7 @@ class TwoSiteDMRG:
 
     def _is_fine(self, loss: float) -> bool:
         pending = self._pending
-        if self.accept is None or pending is None or pending.forced or self._noise_now():
+        if self.accept is None or pending is None or pending.forced or self.noise_now():
             return True
         ceiling = self._ceiling(pending)
         if ceiling < loss <= ceiling + self.max_rise * pending.shrunk * abs(ceiling):
@@ -432,7 +418,8 @@ class TwoSiteDMRG:
         floor = truncation.min_rank if limit is None else min(truncation.min_rank, limit)
         return replace(truncation, max_rank=limit, min_rank=floor)
 
-    def _noise_now(self, *, before: bool = False) -> float:
+    def noise_now(self, *, before: bool = False) -> float:
+        """The noise of this sweep, or of the one before."""
         index = self.sweeps_done - 1 if before else self.sweeps_done
         return float(self.noise[min(max(index, 0), len(self.noise) - 1)])
 
@@ -457,20 +444,6 @@ class TwoSiteDMRG:
         self._record = SweepRecord(**state["log"])
         if self._cores:
             self._write_back()
-
-
-def _settled(trajectory: Sequence[SweepReport], tol: float, entropy_tol: float | None) -> bool:
-    last = trajectory[-1]
-    if last.loss_before is None or last.loss_after is None:
-        return False
-    if last.loss_before - last.loss_after > tol * max(abs(last.loss_before), abs(last.loss_after)):
-        return False
-    if entropy_tol is None:
-        return True
-    if len(trajectory) < 2:
-        return False
-    before = trajectory[-2].entropies
-    return all(abs(a - b) <= entropy_tol for a, b in zip(before, last.entropies, strict=True))
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

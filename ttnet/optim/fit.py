@@ -62,7 +62,7 @@ def fit(
         tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it.
         target: Relative held-out error at which to stop.
         l2: Weight of |train|^2 / 2.
-        progress: Log one line a sweep.
+        progress: Show one line a sweep.
         seed: Seed of the starts and of what is held out.
 
     Returns:

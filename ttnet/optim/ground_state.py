@@ -1,5 +1,6 @@
 """`dmrg`: lowest and excited states of a matrix product operator."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ def dmrg(
     entropy_tol: float | None = None,
     observer: Observer | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> DMRGResult:
     """The lowest state of a Hermitian operator, or the lowest one orthogonal to given states.
@@ -55,7 +57,8 @@ def dmrg(
         tol: Converged when a sweep without noise lowers the energy by less than `tol` times its size.
         entropy_tol: If given, the entropies must have settled to this, in nats, as well.
         observer: Called after each sweep, may stop it.
-        progress: Log one line a sweep.
+        progress: Show one line a sweep.
+        checkpoint: A file written after each sweep, from which an interrupted run goes on to the same bits.
         seed: Seed of the noise.
 
     Returns:
@@ -106,6 +109,7 @@ def dmrg(
         entropy_tol=entropy_tol,
         one_site_sweeps=one_site_sweeps,
         progress=progress,
+        checkpoint=checkpoint,
     )
     state = result.tensor_train.orthogonalize(0)
     state = state / state.norm()

@@ -48,7 +48,7 @@ def solve(
             for "galerkin", whose projected systems are safer with larger blocks.
         local_steps: Iterations of the local solver.
         preconditioner: For the local conjugate gradients: (block, visit) -> block.
-        progress: Log one line a sweep.
+        progress: Show one line a sweep.
         seed: Seed of the default start.
 
     Returns:
