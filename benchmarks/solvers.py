@@ -72,7 +72,7 @@ def laplace(levels: tuple[int, ...]) -> Any:
     total: Any = 0
     for k in range(len(levels)):
         parts = [
-            sp.diags([-1, 2, -1], [-1, 0, 1], shape=(2**n, 2**n)) if j == k else sp.identity(2**n)
+            sp.diags([-1, 2, -1], [-1, 0, 1], shape=(2**n, 2**n)) if j == k else sp.identity(2**n)  # pyright: ignore[reportArgumentType]
             for j, n in enumerate(levels)
         ]
         term = parts[0]
@@ -102,7 +102,7 @@ def completion() -> dict[str, Any]:
         def theirs(shown: Any = shown, seed: int = seed) -> ttnet.TensorTrain:
             start = teneva.rand([POINTS] * MODES, RANK, seed=max(seed, 0))
             cores = teneva.als(shown[0].numpy(), shown[1].numpy(), start, nswp=50)
-            return ttnet.TensorTrain([torch.as_tensor(core) for core in cores])
+            return ttnet.TensorTrain([torch.as_tensor(core) for core in cores])  # pyright: ignore[reportOptionalIterable]
 
         for name, run in (
             ("ttnet", lambda: ours(1)),
