@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ttnet
 from tests import dense
 from tests.strategies import DTYPES, KINDS, cores_of, eps, scale_of, trains
 from ttnet import TensorTrain, algebra
 from ttnet.cores import ranks_of
-from ttnet.errors import ShapeError
+from ttnet.errors import DTypeError, ShapeError
 
 
 @st.composite
@@ -66,80 +67,6 @@ def test_other_shapes_are_refused(operation, other):
         operation(a, b)
 
 
-def entries(size):
-    """What one mode can be indexed with, as numpy takes it too."""
-    integers = st.integers(-size, size - 1)
-    edges = st.none() | st.integers(-size - 2, size + 2)
-    slices = st.builds(slice, edges, edges, st.sampled_from([None, 1, 2, 3, -1, -2]))
-    lists = st.lists(integers, min_size=1, max_size=5)
-    masks = st.lists(st.booleans(), min_size=size, max_size=size).filter(any)
-    return st.one_of(
-        integers,
-        slices.filter(lambda s: len(range(size)[s])),
-        lists,
-        masks,
-        lists.map(np.array),
-        masks.map(np.array),
-        integers.map(np.int64),
-    )
-
-
-def as_torch(entry):
-    """The same index as a tensor."""
-    return torch.as_tensor(entry) if isinstance(entry, list | int | np.ndarray | np.generic) else entry
-
-
-@given(st.data())
-def test_each_mode_is_indexed_on_its_own(data):
-    train = data.draw(trains(scales=False))
-    key = [data.draw(entries(n)) for n in train.shape]
-    truth = dense.index(dense.full(train.cores), key)
-    for variant in (key, [as_torch(entry) for entry in key]):
-        found = algebra.index(train.cores, variant)
-        if isinstance(found, torch.Tensor):
-            assert found.shape == ()
-            found_dense = dense.array(found)
-        else:
-            found_dense = dense.full(found)
-        assert dense.distance(found_dense, np.asarray(truth)) <= 20 * eps(train.dtype) * scale_of(train)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_any_integer_tensor_is_an_index(dtype):
-    cores = [torch.randn(1, 200, 1)]
-    (found,) = algebra.index(cores, [torch.tensor([3, 100], dtype=dtype)])
-    assert torch.equal(found, cores[0][:, [3, 100]])
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (3, "expected indices from -3 to 2 for mode 1, got 3"),
-        (-4, "got -4"),
-        (torch.tensor(5), "got tensor(5)"),
-        ([0, 3], "expected indices from -3 to 2 for mode 1, got [0, 3]"),
-        ([], "not empty, got []"),
-        (slice(2, 2), "not empty, got slice(2, 2, None)"),
-        ([False, False, False], "not empty"),
-        ([True, False], "expected a mask of shape (3,) for mode 1, got (2,)"),
-        ([[0, 1], [1, 2]], "expected an integer, a slice, a list or a mask for mode 1"),
-        ([[0, 1], [1]], "expected an integer"),
-        (True, "got True"),
-        (torch.tensor(True), "got tensor(True)"),
-        (1.0, "got 1.0"),
-        (torch.tensor(1.5), "got tensor(1.5"),
-        ([0.0, 1.0], "got [0.0, 1.0]"),
-        (1j, "got 1j"),
-        (None, "got None"),
-        ("a", "got 'a'"),
-    ],
-)
-def test_bad_indices_are_refused(entry, message):
-    cores = [torch.ones(1, 2, 2), torch.ones(2, 3, 1)]
-    with pytest.raises(ShapeError, match=f"^index: .*{re.escape(message)}"):
-        algebra.index(cores, [slice(None), entry])
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_algebra_is_differentiable(dtype):
     def normal(*shape):
@@ -148,7 +75,6 @@ def test_algebra_is_differentiable(dtype):
     a, b = [normal(1, 2, 2), normal(2, 3, 1)], [normal(1, 2, 3), normal(3, 3, 1)]
     for operation in (algebra.add, algebra.subtract, algebra.hadamard):
         assert torch.autograd.gradcheck(lambda *c, f=operation: f(c[:2], c[2:]), [*a, *b])
-    assert torch.autograd.gradcheck(lambda *c: algebra.index(c, [[0, 1, 0], -1]), a)
     factor = torch.tensor(0.5, dtype=dtype, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f, *c: algebra.scale(c, f, at=1), [factor, *a])
 
@@ -158,3 +84,45 @@ def test_a_train_minus_itself_is_zero(dtype):
     a = cores_of("random", (3, 2, 4), [3, 2], dtype, 0)
     scale = math.prod(dense.norm(dense.array(core)) for core in a)
     assert dense.norm(dense.full(algebra.subtract(a, a))) <= 10 * eps(dtype) * scale
+
+
+@given(st.data())
+def test_broadcasting_is_that_of_numpy(data):
+    a = data.draw(trains(scales=False))
+    shape = tuple(1 if data.draw(st.booleans()) else n for n in a.shape)[
+        data.draw(st.integers(0, a.ndim - 1)) :
+    ]
+    ranks = data.draw(st.lists(st.integers(1, 3), min_size=len(shape) - 1, max_size=len(shape) - 1))
+    b = TensorTrain(cores_of("random", shape, ranks, a.dtype, data.draw(st.integers(0, 99))))
+    x, y = dense.full(a.cores), dense.full(b.cores)
+    for found, exact in ((a + b, x + y), (b - a, y - x), (a * b, x * y), (b * a, y * x)):
+        assert found.shape == exact.shape
+        spread = max(1.0, exact.size**0.5)
+        tolerance = 20 * eps(a.dtype) * spread * (scale_of(a) + 1) * (scale_of(b) + 1)
+        assert dense.distance(dense.full(found.cores), exact) <= tolerance
+
+
+def test_both_sides_broadcast_and_no_rank_grows():
+    a, b = (ttnet.random_train(shape, 2, seed=0) for shape in ((3, 1, 2), (4, 1)))
+    assert ((a + b).shape, (a + b).ranks) == ((3, 4, 2), (1, 3, 3, 1))
+    c, d = (ttnet.TTMatrix.random((2, m), (n, 3), 2, seed=0) for m, n in ((1, 4), (5, 1)))
+    assert ((c * d).rows, (c * d).columns) == ((2, 5), (4, 3))
+    torch.testing.assert_close(
+        (c + d).full().reshape(2, 5, 4, 3), c.full().reshape(2, 1, 4, 3) + d.full().reshape(2, 5, 1, 3)
+    )
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, np.int64(2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_powers(exponent, dtype):
+    train = ttnet.random_train((3, 4, 2), 2, seed=0, dtype=dtype)
+    exact = dense.full(train.cores) ** exponent
+    found = train**exponent
+    assert found.ranks == tuple(r**exponent for r in train.ranks)
+    assert dense.distance(dense.full(found.cores), exact) <= 200 * eps(dtype) * max(1.0, dense.norm(exact))
+
+
+@pytest.mark.parametrize("exponent", [-1, 0.5, True, None])
+def test_powers_without_exact_cores_are_refused(exponent):
+    with pytest.raises(DTypeError, match=r"^exponent: .* use ttnet.apply_elementwise"):
+        ttnet.ones((2, 3)) ** exponent

@@ -217,3 +217,18 @@ def test_merge_inverts_split():
     assert a.shape[2] == 4
     assert weight < 1e-24
     torch.testing.assert_close(cores.merge_bond(a, b), block)
+
+
+def test_possible_ranks_of_a_long_train_are_capped():
+    found = cores.possible_ranks((10,) * 3000)
+    assert found[:3] == (10, 100, 1000) == found[:-4:-1]
+    assert max(found) == 2**62
+
+
+@given(trains(scales=False), st.data())
+def test_modes_of_size_one_are_contracted_too(train, data):
+    at = data.draw(st.integers(0, train.ndim))
+    rank = train.ranks[at]
+    wider = [*train.cores[:at], torch.eye(rank, dtype=train.dtype)[:, None], *train.cores[at:]]
+    expected = np.expand_dims(dense.full(train.cores), at)
+    assert dense.distance(cores.contract(wider), expected) <= 20 * eps(train.dtype) * scale_of(train)

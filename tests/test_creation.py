@@ -169,3 +169,14 @@ def test_cross_says_when_it_failed():
     assert caught[0].filename == __file__
     _, report = ttnet.cross(lambda i: rough[tuple(i.T)], (8,) * 4, options=options, return_report=True)
     assert not report.converged
+
+
+@pytest.mark.parametrize("read", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])
+def test_meshgrid(read):
+    vectors = [torch.linspace(0, 1, n, dtype=torch.float64) for n in (3, 1, 4)]
+    found = ttnet.meshgrid([read(vector) for vector in vectors])
+    for train, exact in zip(found, torch.meshgrid(*vectors, indexing="ij"), strict=True):
+        assert train.ranks == (1, 1, 1, 1)
+        assert torch.equal(train.full(), exact)
+    with pytest.raises(ShapeError):
+        ttnet.meshgrid([])

@@ -171,3 +171,35 @@ def test_functions_are_differentiable_where_they_are_exact():
     leaves = [core.requires_grad_() for core in a.cores]
     for function in (ttnet.outer, ttnet.kron, lambda x, y: ttnet.concatenate([x, y])):
         assert torch.autograd.gradcheck(lambda *c, f=function: f(TensorTrain(c), b).full(), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+def test_functions_of_matrices(dtype):
+    a = ttnet.TTMatrix.random((2, 3), (3, 1), 2, seed=0, dtype=dtype)
+    b = ttnet.TTMatrix.random((2, 3), (3, 1), 2, seed=1, dtype=dtype)
+    x, y = (m.full().reshape(2, 3, 3, 1) for m in (a, b))
+    for found, exact in (
+        (ttnet.kron(a, b), torch.kron(a.full(), b.full())),
+        (ttnet.outer(a, b), torch.kron(a.full(), b.full())),
+        (ttnet.concatenate([a, b], 1), torch.cat([x, y], 1).reshape(12, 3)),
+        (ttnet.concatenate([a, b], -1), torch.cat([x, y], 3).reshape(6, 6)),
+        (
+            ttnet.pad(a, [(0, 0), (0, 0), (0, 1), (0, 0)]),
+            torch.nn.functional.pad(x, (0, 0, 0, 1)).reshape(6, 4),
+        ),
+    ):
+        assert isinstance(found, ttnet.TTMatrix)
+        torch.testing.assert_close(found.full(), exact)
+    with pytest.raises(DTypeError, match=r"^trains: expected TTMatrices, got TensorTrain"):
+        ttnet.outer(a, a.as_train())
+
+
+def test_stack_and_pad():
+    a, b = example(), example(seed=1, dtype=torch.complex128)
+    stacked = ttnet.stack([a, b], 1)
+    torch.testing.assert_close(stacked.full(), torch.stack([a.full().to(b.dtype), b.full()], 1))
+    padded = ttnet.pad(a, [(1, 2), (0, 0), (3, 0)], 2j)
+    exact = np.pad(np.asarray(a).astype(complex), [(1, 2), (0, 0), (3, 0)], constant_values=2j)
+    np.testing.assert_allclose(np.asarray(padded), exact, atol=1e-13)
+    with pytest.raises(DTypeError, match=r"^other: "):
+        ttnet.pad(a, [(1, 2)] * 3, "edge")

@@ -199,3 +199,11 @@ def test_frobenius_norm_differentiates_also_at_zero():
     zero = torch.zeros(3, requires_grad=True)
     linalg.frobenius_norm(zero).backward()
     assert (zero.grad == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_no_factor_is_conjugated_lazily(shape):
+    matrix = torch.randn(*shape, dtype=torch.complex128)
+    for factors in (linalg.positive_qr(matrix), linalg.positive_lq(matrix), linalg.svd(matrix)):
+        assert not any(factor.is_conj() for factor in factors)
+        assert all(factor.numpy().size for factor in factors)

@@ -52,6 +52,17 @@ def test_products_are_those_of_the_dense_matrices():
     assert matrix_cores.apply_dense(a, tensor[0, 0]).shape == (2, 3, 2)
 
 
+@pytest.mark.parametrize("columns", [(3, 4, 5), (2, 2, 2, 2, 2), (7,), (1, 20, 1), (4, 300), (4, 12, 12, 3)])
+def test_many_and_few_columns_are_applied_alike(columns):
+    cores = example((2,) * len(columns), columns)
+    tensor = torch.randn(3, *columns, dtype=torch.complex128, requires_grad=True)
+    exact = dense.array(tensor).reshape(3, -1) @ full(cores).T
+    found = matrix_cores.apply_dense(cores, tensor)
+    assert dense.distance(dense.array(found).reshape(3, -1), exact) <= 1e-12
+    (slope,) = torch.autograd.grad(found.real.sum(), tensor)
+    assert dense.distance(slope.reshape(3, -1), np.tile(full(cores).conj().sum(0), (3, 1))) <= 1e-12
+
+
 def test_interleave_is_the_inverse_of_contract():
     cores = example()
     tensor = matrix_cores.interleave(matrix_cores.contract(cores), (2, 3, 2), (3, 2, 4))

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import dense
+from tests.matrices import full, matrices
+from tests.matrices import scale_of as matrix_scale_of
 from tests.strategies import DTYPES, cores_of, eps
 from ttnet import reorder
 from ttnet.construct import sum_of
@@ -16,6 +18,7 @@ from ttnet.cores import check, contract, possible_ranks, ranks_of, shape_of
 from ttnet.errors import ConfigError, RankError, ShapeError
 from ttnet.random import random_cores
 from ttnet.truncation import Truncation
+from ttnet.tt_matrix import TTMatrix
 
 
 def error(found, expected) -> float:
@@ -130,6 +133,46 @@ def test_every_permutation_of_four() -> None:
         assert error(contract(reorder.permute(cores, dims)[0]), contract(cores).permute(dims)) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((-1,), (24,)), ((4, -1), (4, 6)), (-1, (24,)), ((2, -1, 3), (2, 4, 3))]
+)
+def test_one_size_may_be_left_open(shape, expected) -> None:
+    cores = random_cores((3, 2, 4), 2, seed=0)
+    found, _ = reorder.reshape(cores, shape)
+    assert shape_of(found) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "new_rows", "new_columns"),
+    [
+        ((9, 16), (4, 6), (3, 3, 4, 4), (2, 2, 2, 3)),
+        ((9, 16, 3), (4, 6, 5), (3, 6, 24), (2, 6, 10)),
+        ((4, 6), (6, 4), (6, 4), (4, 6)),
+        ((2, 4, 2), (2, 2, 2), (2, 2, 2, 2), (2, 2, 1, 2)),
+        ((2, 3), (3, 1), (2, 3, 1, 1), (3, 1, 1, 1)),
+        ((4, 1), (2, 1), (4,), (2,)),
+    ],
+)
+def test_reshape_of_matrices(rows, columns, new_rows, new_columns, dtype) -> None:
+    matrix = TTMatrix.random(rows, columns, 3, seed=0, dtype=dtype)
+    found = matrix.reshape(new_rows, new_columns)
+    assert (found.rows, found.columns) == (new_rows, new_columns)
+    assert dense.distance(found.full(), matrix.full()) <= 200 * eps(dtype) * float(matrix.norm())
+
+
+@settings(max_examples=30)
+@given(matrices(), st.data())
+def test_permute_of_matrices(matrix, data) -> None:
+    dims = data.draw(st.permutations(range(matrix.ndim)))
+    x = full(matrix.cores).reshape(*matrix.rows, *matrix.columns)
+    exact = x.transpose([*dims, *(matrix.ndim + d for d in dims)])
+    found = full(matrix.permute(dims).cores)
+    assert dense.distance(found.reshape(exact.shape), exact) <= 2000 * eps(matrix.dtype) * matrix_scale_of(
+        matrix
+    )
+
+
 def test_bad_input_is_named() -> None:
     cores = random_cores((4, 6), 2, seed=0)
     with pytest.raises(ShapeError, match=r"dims: expected a permutation of 0 to 1, got \(0, 0\)"):
@@ -148,6 +191,13 @@ def test_bad_input_is_named() -> None:
         reorder.reshape(cores, (2, 2, 6), Truncation(max_rank=[2]))
     long = [torch.ones(1, 2, 1)] * 40
     with pytest.raises(
-        ShapeError, match=r"shape: expected boundaries near those of .* keep more of the boundaries"
+        ShapeError, match=r"shape: expected boundaries near those between .* keep more of the boundaries"
     ):
         reorder.reshape([torch.ones(1, 3, 1), *long], (2**40, 3))
+    matrix = TTMatrix.identity((4, 2))
+    with pytest.raises(ShapeError, match=r"^rows: expected a product of 8 as of \(4, 2\), got \(4, 4\)"):
+        matrix.reshape((4, 4), (4, 2))
+    with pytest.raises(ShapeError, match=r"^columns: expected 2 modes"):
+        matrix.reshape((4, 2), (8,))
+    with pytest.raises(ShapeError, match=r"^shape: expected at least one mode"):
+        reorder.reshape(random_cores((3, 4), 2, seed=0), (-1, 5))

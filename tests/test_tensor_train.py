@@ -221,7 +221,9 @@ def test_other_shapes_and_devices_are_refused(operation):
     with pytest.raises(ShapeError, match=r"^other: expected a train of shape \(3, 4, 5\), got \(3, 4, 6\)"):
         getattr(example(), operation)(example((3, 4, 6)))
     meta = TensorTrain([core.to("meta") for core in example().cores])
-    with pytest.raises(DeviceError, match=r"^other: expected a train on cpu, got one on meta; use \.to"):
+    with pytest.raises(
+        DeviceError, match=r"^other: expected a TensorTrain on cpu, got one on meta; use \.to"
+    ):
         getattr(example(), operation)(meta)
 
 
@@ -795,3 +797,16 @@ def test_compiled_gather_and_dot(backend):
         compiled(list(train.cores), list(other.cores)), function(train.cores, other.cores), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+def test_modes_are_multiplied_contracted_and_made():
+    train, small = example(), example((3, 5), 2)
+    x, y = train.full(), small.full()
+    matrix = torch.randn(2, 4, dtype=torch.float64)
+    torch.testing.assert_close(train.mode_product(matrix, 1).full(), torch.einsum("abc,xb->axc", x, matrix))
+    torch.testing.assert_close(small.dot(train, (0, 2)).full(), torch.einsum("abc,ac->b", x, y))
+    torch.testing.assert_close(train.dot(train, (0, 1, 2)), train.dot(train))
+    torch.testing.assert_close(train[None, 0, ..., None].full(), x[None, 0, ..., None])
+    torch.testing.assert_close(train.reshape((-1, 5)).full(), x.reshape(-1, 5))
+    with pytest.raises(DTypeError, match=r"^other: expected a TensorTrain, got TTMatrix"):
+        train + ttnet.eye((3, 4, 5))

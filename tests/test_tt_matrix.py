@@ -221,5 +221,65 @@ def test_numpy_habits(dtype):
     assert dense.distance(np.asarray(matrix), exact) <= slack
     again = TTMatrix.from_dense(np.asarray(matrix), matrix.rows, matrix.columns)
     assert dense.distance(full(again.cores), exact) <= slack
-    with pytest.raises(DTypeError, match=r"^other: expected a TTMatrix, got int"):
-        1 + matrix
+    for found, expected in (
+        (1 + matrix, 1 + exact),
+        (matrix - 2, exact - 2),
+        (2 - matrix, 2 - exact),
+        (matrix**2, exact**2),
+    ):
+        assert isinstance(found, TTMatrix)
+        assert dense.distance(full(found.cores), expected) <= 10 * slack * dense.norm(exact)
+
+
+@settings(max_examples=30)
+@given(matrices())
+def test_gather_indices_and_sums_are_those_of_the_dense_tensor(matrix):
+    sizes = (*matrix.rows, *matrix.columns)
+    exact = full(matrix.cores).reshape(sizes)
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.stack([torch.randint(-n, n, (20,), generator=generator) for n in sizes], 1)
+    slack = 20 * eps(matrix.dtype) * scale_of(matrix)
+    assert dense.distance(matrix.gather(indices), exact[tuple(indices.T.numpy())]) <= 5 * slack
+    assert (
+        dense.distance(matrix.gather(indices.tolist()[:1]), exact[tuple(indices[0].tolist())][None])
+        <= 5 * slack
+    )
+    assert abs(matrix[tuple(indices[0])].item() - exact[tuple(indices[0].tolist())]) <= slack
+    assert abs(matrix.sum().item() - exact.sum()) <= slack * exact.size
+    assert abs(matrix.mean().item() - exact.mean()) <= slack
+    row, column = matrix[(0,) * matrix.ndim], matrix[(..., *(0,) * matrix.ndim)]
+    for found, expected in ((row, exact[(0,) * matrix.ndim]), (column, exact[(..., *(0,) * matrix.ndim)])):
+        assert isinstance(found, TensorTrain)
+        assert dense.distance(dense.full(found.cores), expected) <= slack
+    rows = matrix.sum(tuple(range(matrix.ndim, 2 * matrix.ndim)))
+    assert dense.distance(dense.full(rows.cores).ravel(), full(matrix.cores).sum(1)) <= slack * exact.size
+
+
+def test_pieces_of_a_matrix_keep_its_kind():
+    matrix = example()
+    dense_tensor = matrix.full().reshape(2, 3, 2, 3, 2, 2)
+    assert (matrix[0, :, :, 1].rows, matrix[0, :, :, 1].columns) == ((3, 2), (2, 2))
+    torch.testing.assert_close(matrix[0, :, :, 1].full(), dense_tensor[0, :, :, 1].reshape(6, 4))
+    assert (matrix[0, :, :, :].rows, matrix[0, :, :, :].columns) == ((1, 3, 2), (3, 2, 2))
+    torch.testing.assert_close(matrix[0].full(), dense_tensor[0].reshape(6, 12))
+    torch.testing.assert_close(matrix[1:, ..., 0].full(), dense_tensor[1:, ..., 0].reshape(6, 6))
+    with pytest.raises(ShapeError, match=r"^index: expected at most 6 indices"):
+        matrix[(0,) * 7]
+
+
+def test_gather_of_a_matrix_refuses():
+    matrix = example()
+    with pytest.raises(
+        ShapeError, match=r"^indices: expected shape \(batch, 6\), rows then columns, got \(1, 3\)"
+    ):
+        matrix.gather([[0, 0, 0]])
+    with pytest.raises(ShapeError, match=r"^indices: expected -3 to 2 in column 3"):
+        matrix.gather([[0, 0, 0, 3, 0, 0]])
+    with pytest.raises(DTypeError, match=r"^indices: "):
+        matrix.gather(torch.zeros(1, 6))
+
+
+def test_division_of_matrices_is_entrywise():
+    a, b = example(rank=2), example(rank=1, seed=1) ** 2 + 1
+    torch.testing.assert_close((a / b).full(), a.full() / b.full(), rtol=0, atol=1e-6)
+    torch.testing.assert_close((2 / b).full(), 2 / b.full(), rtol=0, atol=1e-6)

@@ -7,6 +7,7 @@ from ttnet.creation import (
     cross,
     eye,
     full,
+    meshgrid,
     ones,
     ones_like,
     random_train,
@@ -30,9 +31,12 @@ from ttnet.functions import (
     log_dot,
     multiply,
     outer,
+    pad,
+    stack,
 )
 from ttnet.measure import expectation, variance
 from ttnet.parameter import TTParameter
+from ttnet.tangent import riemannian_gradient, tangent_projection
 from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation, TruncationReport
 from ttnet.tt_matrix import TTMatrix
@@ -60,16 +64,21 @@ __all__ = [
     "full",
     "kron",
     "log_dot",
+    "meshgrid",
     "multiply",
     "ones",
     "ones_like",
     "operators",
     "outer",
+    "pad",
     "random_train",
     "random_train_with_spectra",
     "rank_one",
+    "riemannian_gradient",
+    "stack",
     "sum_of",
     "superdiagonal",
+    "tangent_projection",
     "tt_svd",
     "unit",
     "variance",

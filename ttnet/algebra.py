@@ -1,25 +1,70 @@
 """Algebra of trains, exact: sums add ranks, products multiply them. Nothing is rounded here."""
 
-from collections.abc import Sequence
-from numbers import Number
+from functools import reduce
+from numbers import Integral, Number
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttnet._typing import Cores, CoresLike
-from ttnet.cores import absorb_left, absorb_right, shape_of
 from ttnet.errors import DTypeError, ShapeError
 
 
 def check_same_shape(a: CoresLike, b: CoresLike) -> None:
-    """Refuse two trains of different shapes.
+    """Refuse two trains of different shapes, or two TT-matrices.
 
     Raises:
         ShapeError: The shapes differ.
     """
-    if shape_of(a) != shape_of(b):
-        raise ShapeError(f"other: expected a train of shape {shape_of(a)}, got {shape_of(b)}")
+    if modes_of(a) != modes_of(b):
+        what = "a train of shape " if a[0].ndim == 3 else ""
+        raise ShapeError(f"other: expected {what}{_sizes(a)}, got {_sizes(b)}")
+
+
+def modes_of(cores: CoresLike) -> tuple[tuple[int, ...], ...]:
+    """Mode sizes of each core: (n_k,) of a train, (m_k, n_k) of a TT-matrix."""
+    return tuple(tuple(core.shape[1:-1]) for core in cores)
+
+
+def _sizes(cores: CoresLike) -> str:
+    sizes = tuple(zip(*modes_of(cores), strict=True))
+    return f"rows {sizes[0]} and columns {sizes[1]}" if len(sizes) == 2 else str(sizes[0])
+
+
+def broadcast(a: CoresLike, b: CoresLike) -> tuple[Cores, Cores]:
+    """Bring two trains, or TT-matrices, to one shape as numpy does, without copies or higher ranks.
+
+    Args:
+        a: Core k of shape (r_k, ..., r_{k+1}), with one mode or two.
+        b: Core k of shape (s_k, ..., s_{k+1}), with as many. Modes are matched from the last one; sizes of 1
+            are repeated, and so are modes that are missing in front.
+
+    Returns:
+        Cores of both, of one shape.
+
+    Raises:
+        ShapeError: Sizes that differ and are not 1.
+    """
+    if modes_of(a) == modes_of(b):
+        return tuple(a), tuple(b)
+    count = max(len(a), len(b))
+    long_a, long_b = (
+        [cores[0].new_ones([1] * cores[0].ndim)] * (count - len(cores)) + list(cores) for cores in (a, b)
+    )
+    for x, y in zip(modes_of(long_a), modes_of(long_b), strict=True):
+        if any(m != n and 1 not in (m, n) for m, n in zip(x, y, strict=True)):
+            what = "a train of shape " if x[1:] == () else ""
+            raise ShapeError(
+                f"other: expected {what}{_sizes(a)}, got {_sizes(b)}; only sizes of 1 and missing first "
+                f"modes broadcast"
+            )
+    return _expand(long_a, long_b), _expand(long_b, long_a)
+
+
+def _expand(cores: CoresLike, like: CoresLike) -> Cores:
+    sizes = [torch.broadcast_shapes(*modes) for modes in zip(modes_of(cores), modes_of(like), strict=True)]
+    return tuple(core.expand(-1, *size, -1) for core, size in zip(cores, sizes, strict=True))
 
 
 def check_number(value: object) -> complex | Tensor:
@@ -43,15 +88,21 @@ def scale(cores: CoresLike, factor: complex | Tensor, *, at: int = 0) -> Cores:
     return tuple(core * factor if k == at else core for k, core in enumerate(cores))
 
 
+def constant_like(cores: CoresLike, number: complex | Tensor, dtype: torch.dtype) -> Cores:
+    """The train, or TT-matrix, of the same modes with one value everywhere, of rank 1."""
+    ones = [core.new_ones(1, *core.shape[1:-1], 1, dtype=dtype) for core in cores]
+    return scale(ones, number)
+
+
 def add(a: CoresLike, b: CoresLike) -> Cores:
-    """Sum of two trains of one shape; the ranks add.
+    """Sum of two trains, or two TT-matrices, of one shape; the ranks add.
 
     Args:
-        a: Cores of shape (r_k, n_k, r_{k+1}).
-        b: Cores of shape (s_k, n_k, s_{k+1}).
+        a: Cores of shape (r_k, ..., r_{k+1}).
+        b: Cores of shape (s_k, ..., s_{k+1}).
 
     Returns:
-        Cores of shape (r_k + s_k, n_k, r_{k+1} + s_{k+1}), boundaries 1.
+        Cores of shape (r_k + s_k, ..., r_{k+1} + s_{k+1}), boundaries 1.
 
     Raises:
         ShapeError: The shapes differ.
@@ -67,16 +118,16 @@ def _direct_sum(x: Tensor, y: Tensor, *, first: bool, last: bool) -> Tensor:
     if first and last:
         return x + y
     if first:
-        return torch.cat([x, y], 2)
+        return torch.cat([x, y], -1)
     if last:
         return torch.cat([x, y], 0)
-    upper = torch.cat([x, x.new_zeros(x.shape[0], x.shape[1], y.shape[2])], 2)
-    lower = torch.cat([y.new_zeros(y.shape[0], y.shape[1], x.shape[2]), y], 2)
+    upper = torch.cat([x, x.new_zeros(*x.shape[:-1], y.shape[-1])], -1)
+    lower = torch.cat([y.new_zeros(*y.shape[:-1], x.shape[-1]), y], -1)
     return torch.cat([upper, lower], 0)
 
 
 def subtract(a: CoresLike, b: CoresLike) -> Cores:
-    """Difference of two trains of one shape; the ranks add.
+    """Difference of two trains, or two TT-matrices, of one shape; the ranks add.
 
     Raises:
         ShapeError: The shapes differ.
@@ -85,29 +136,51 @@ def subtract(a: CoresLike, b: CoresLike) -> Cores:
 
 
 def hadamard(a: CoresLike, b: CoresLike) -> Cores:
-    """Entrywise product of two trains of one shape; the ranks multiply.
+    """Entrywise product of two trains, or two TT-matrices, of one shape; the ranks multiply.
 
     Args:
-        a: Cores of shape (r_k, n_k, r_{k+1}).
-        b: Cores of shape (s_k, n_k, s_{k+1}).
+        a: Cores of shape (r_k, ..., r_{k+1}).
+        b: Cores of shape (s_k, ..., s_{k+1}).
 
     Returns:
-        Cores of shape (r_k s_k, n_k, r_{k+1} s_{k+1}).
+        Cores of shape (r_k s_k, ..., r_{k+1} s_{k+1}).
 
     Raises:
         ShapeError: The shapes differ.
     """
     check_same_shape(a, b)
-    return tuple(
-        torch.einsum("anb,cnd->acnbd", x, y).flatten(3, 4).flatten(0, 1) for x, y in zip(a, b, strict=True)
-    )
+    pairs = zip(a, b, strict=True)
+    return tuple(torch.einsum("a...b,c...d->ac...bd", x, y).flatten(-2).flatten(0, 1) for x, y in pairs)
+
+
+def power(cores: CoresLike, exponent: int) -> Cores:
+    """Entrywise power of a train or a TT-matrix; the ranks are raised to it, too.
+
+    Args:
+        cores: Core k of shape (r_k, ..., r_{k+1}).
+        exponent: An integer of at least 0.
+
+    Returns:
+        Cores of shape (r_k^exponent, ..., r_{k+1}^exponent).
+
+    Raises:
+        DTypeError: Another exponent.
+    """
+    if isinstance(exponent, bool) or not isinstance(exponent, Integral) or exponent < 0:
+        raise DTypeError(
+            f"exponent: expected an integer of at least 0, got {exponent!r}; other powers have no exact "
+            f"cores: use ttnet.apply_elementwise"
+        )
+    if not exponent:
+        return constant_like(cores, 1, cores[0].dtype)
+    return reduce(hadamard, [cores] * int(exponent))  # pyright: ignore[reportReturnType]
 
 
 def real_part(cores: CoresLike) -> Cores:
-    """The real part of a complex train, exactly; twice the ranks.
+    """The real part of a complex train or TT-matrix, exactly; twice the ranks.
 
     Args:
-        cores: Core k of shape (r_k, n_k, r_{k+1}), complex.
+        cores: Core k of shape (r_k, ..., r_{k+1}), complex.
 
     Returns:
         Real cores of ranks 2 r_k, boundaries 1.
@@ -116,10 +189,10 @@ def real_part(cores: CoresLike) -> Cores:
 
 
 def imaginary_part(cores: CoresLike) -> Cores:
-    """The imaginary part of a complex train, exactly; twice the ranks.
+    """The imaginary part of a complex train or TT-matrix, exactly; twice the ranks.
 
     Args:
-        cores: Core k of shape (r_k, n_k, r_{k+1}), complex.
+        cores: Core k of shape (r_k, ..., r_{k+1}), complex.
 
     Returns:
         Real cores of ranks 2 r_k, boundaries 1.
@@ -135,85 +208,8 @@ def _real_cores(cores: CoresLike, upper: Tensor, lower: Tensor) -> Cores:
     found = []
     for core in cores[:-1]:
         a, b = core.real, core.imag
-        found.append(torch.cat([torch.cat([a, b], 2), torch.cat([-b, a], 2)], 0))
+        found.append(torch.cat([torch.cat([a, b], -1), torch.cat([-b, a], -1)], 0))
     if not found:
         return (upper.clone(),)
     found[0] = found[0][:1]
     return (*found, torch.cat([upper, lower], 0))
-
-
-Index = int | slice | Sequence[int] | Tensor
-"""What one mode can be indexed with."""
-
-
-def expand_key(key: object, ndim: int) -> list[Index]:
-    """What stands in ``train[key]`` as one entry for each mode; an ellipsis fills up.
-
-    Raises:
-        ShapeError: More entries than modes, or two ellipses.
-    """
-    entries = list(key) if isinstance(key, tuple) else [key]
-    given = sum(entry is not Ellipsis for entry in entries)
-    dots = len(entries) - given
-    if given > ndim or dots > 1:
-        raise ShapeError(f"index: expected at most {ndim} indices and one ellipsis, got {key!r}")
-    at = next((k for k, entry in enumerate(entries) if entry is Ellipsis), len(entries))
-    fill: list[object] = [slice(None)] * (ndim - given)
-    return entries[:at] + fill + entries[at + dots :]  # pyright: ignore[reportReturnType]
-
-
-def index(cores: CoresLike, key: Sequence[Index]) -> Cores | Tensor:
-    """Index each mode on its own, as `numpy.ix_` does; an integer removes its mode.
-
-    Args:
-        cores: Core k of shape (r_k, n_k, r_{k+1}).
-        key: One entry for each mode: an integer, a slice, a list of integers or a boolean mask.
-
-    Returns:
-        The remaining cores, or a scalar tensor where every mode has an integer.
-
-    Raises:
-        ShapeError: An index is out of range, or of a kind that a mode cannot have.
-    """
-    kept: list[Tensor] = []
-    carry: Tensor | None = None
-    for k, (core, entry) in enumerate(zip(cores, key, strict=True)):
-        picked = _pick(core, entry, k)
-        if picked.ndim == 2:
-            carry = picked if carry is None else carry @ picked
-        else:
-            kept.append(picked if carry is None else absorb_left(carry, picked))
-            carry = None
-    if carry is not None:
-        if not kept:
-            return carry.reshape(())
-        kept[-1] = absorb_right(kept[-1], carry)
-    return tuple(kept)
-
-
-def _pick(core: Tensor, entry: Index, k: int) -> Tensor:
-    size = core.shape[1]
-    if isinstance(entry, slice) and entry == slice(None):
-        return core
-    try:
-        # The slice of a range, because a slice of a tensor cannot run backwards.
-        chosen = torch.as_tensor(list(range(size))[entry] if isinstance(entry, slice) else entry)
-    except (TypeError, ValueError, RuntimeError):
-        chosen = torch.empty(0)
-    if chosen.dtype == torch.bool and chosen.ndim:
-        if chosen.shape != (size,):
-            raise ShapeError(
-                f"index: expected a mask of shape ({size},) for mode {k}, got {tuple(chosen.shape)}"
-            )
-        chosen = chosen.nonzero().flatten()
-    if chosen.dtype not in _INTEGERS or chosen.ndim > 1 or not chosen.numel():
-        raise ShapeError(
-            f"index: expected an integer, a slice, a list or a mask for mode {k}, not empty, got {entry!r}"
-        )
-    chosen = chosen.long()
-    if int(chosen.min()) < -size or int(chosen.max()) >= size:
-        raise ShapeError(f"index: expected indices from {-size} to {size - 1} for mode {k}, got {entry!r}")
-    return core[:, int(chosen)] if chosen.ndim == 0 else core.index_select(1, chosen.to(core.device) % size)
-
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -53,7 +53,9 @@ class BlackBox:
         self.largest = 0.0
         generator = np.random.default_rng(0)
         self._multipliers = generator.integers(1, 2**62, len(self.shape), dtype=np.int64) * 2 + 1
-        self._place: dict[int, int] = {}
+        # Labels of what is remembered, sorted, and of each the row of its index and value.
+        self._labels = np.empty(0, dtype=np.int64)
+        self._places = np.empty(0, dtype=np.int64)
         self._indices = np.empty((0, len(self.shape)), dtype=np.int64)
         self._values = torch.empty(0, dtype=torch.float64)
         self._filled = 0
@@ -61,11 +63,8 @@ class BlackBox:
     def __call__(self, indices: Tensor) -> Tensor:
         """Values at indices (batch, d), on the CPU in double precision; known ones are not computed again."""
         rows = indices.numpy()
-        labels = (rows * self._multipliers).sum(1)
-        found = np.fromiter((self._place.get(label, -1) for label in labels.tolist()), np.int64, len(labels))
-        # Two entries may share a label: what is remembered counts only where the indices agree.
-        is_known = found >= 0
-        is_known[is_known] = (self._indices[found[is_known]] == rows[is_known]).all(1)
+        labels = rows @ self._multipliers
+        found, is_known = self._find(rows, labels)
         values = torch.empty(len(labels), dtype=self._values.dtype)
         if not is_known.all():
             new = np.flatnonzero(~is_known)
@@ -78,6 +77,14 @@ class BlackBox:
         values[torch.from_numpy(is_known)] = self._values[torch.from_numpy(found[is_known])]
         return values
 
+    def _find(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each index the place where its value would be remembered, and whether it is."""
+        if not self._filled:
+            return np.zeros(len(labels), np.int64), np.zeros(len(labels), bool)
+        found = self._places[np.searchsorted(self._labels, labels).clip(max=self._filled - 1)]
+        # Two entries may share a label: what is remembered counts only where the indices agree.
+        return found, (self._indices[found] == rows).all(1)
+
     def _remember(self, rows: np.ndarray, labels: np.ndarray, values: Tensor) -> None:
         first, end = self._filled, self._filled + len(rows)
         if end > len(self._indices):
@@ -87,7 +94,10 @@ class BlackBox:
             )
             self._values = torch.cat([self._values[:first], self._values.new_empty(room - first)])
         self._indices[first:end], self._values[first:end] = rows, values
-        self._place.update(zip(labels.tolist(), range(first, end), strict=True))
+        order = np.argsort(labels)
+        at = np.searchsorted(self._labels, labels[order])
+        self._labels = np.insert(self._labels, at, labels[order])
+        self._places = np.insert(self._places, at, first + order)
         self._filled = end
 
     def _compute(self, indices: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`CoreChain`: what a train and a TT-matrix have in common as immutable chains of cores."""
+"""`CoreChain`: what trains and TT-matrices have in common, immutable cores in a row and arithmetic."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -9,9 +9,9 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ttnet import linalg
-from ttnet._typing import Cores
-from ttnet.errors import DTypeError
+from ttnet import algebra, elementwise, linalg
+from ttnet._typing import Cores, CoresLike
+from ttnet.errors import DeviceError, DTypeError
 
 
 class CoreChain:
@@ -103,6 +103,87 @@ class CoreChain:
             return self
         return type(self)(cores, self._center)
 
+    # Arithmetic, entry by entry ----------------------------------------------------------------------------
+
+    def _promoted(self, other: object) -> tuple[Cores, Cores]:
+        """The cores of both in one dtype."""
+        if not isinstance(other, CoreChain) or other._cores[0].ndim != self._cores[0].ndim:
+            raise DTypeError(f"other: expected a {type(self).__name__}, got {type(other).__name__}")
+        if other.device != self.device:
+            raise DeviceError(
+                f"other: expected a {type(self).__name__} on {self.device}, got one on {other.device}; "
+                f"use .to(...)"
+            )
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        return self.to(dtype).cores, other.to(dtype).cores
+
+    def _operands(self, other: object) -> tuple[Cores, Cores]:
+        """The cores of both in one dtype and one shape; a number stands for the constant chain."""
+        if isinstance(other, CoreChain):
+            return algebra.broadcast(*self._promoted(other))
+        number = algebra.check_number(other)
+        dtype = torch.result_type(self._cores[0], number)
+        return self.to(dtype).cores, algebra.constant_like(self._cores, number, dtype)
+
+    def __add__(self, other: "Self | complex | Tensor") -> Self:
+        """Sum with another one, whose ranks add, or with a number, of rank 1; broadcasts as numpy does."""
+        if isinstance(other, int) and other == 0:  # where the builtin `sum` begins
+            return self
+        return type(self)(algebra.add(*self._operands(other)))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: "Self | complex | Tensor") -> Self:
+        """Difference; the ranks add. Broadcasts as numpy does."""
+        return type(self)(algebra.subtract(*self._operands(other)))
+
+    def __rsub__(self, other: complex | Tensor) -> Self:
+        """A number minus the entries."""
+        return -self + other
+
+    def __mul__(self, other: "Self | complex | Tensor") -> Self:
+        """Entrywise product with another one, whose ranks multiply, or with a number; broadcasts as numpy."""
+        if isinstance(other, CoreChain):
+            return type(self)(algebra.hadamard(*self._operands(other)))
+        factor = algebra.check_number(other)
+        dtype = torch.result_type(self._cores[0], factor)
+        return type(self)(algebra.scale(self.to(dtype).cores, factor, at=self._center or 0), self._center)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: "Self | complex | Tensor") -> Self:
+        """Over a number exactly; entrywise over another one by cross approximation, as `ttnet.divide`."""
+        if isinstance(other, CoreChain):
+            return type(self)(_quotient(*self._operands(other)))
+        number = algebra.check_number(other)
+        return self * (number.reciprocal() if isinstance(number, Tensor) else 1 / number)
+
+    def __rtruediv__(self, other: complex | Tensor) -> Self:
+        """A number over the entries, by cross approximation, see `ttnet.divide`."""
+        return type(self)(_quotient(*reversed(self._operands(other))))
+
+    def __neg__(self) -> Self:
+        """The negative."""
+        return self * -1
+
+    def __pow__(self, exponent: int) -> Self:
+        """Entries to an integer power of at least 0; the ranks are raised to it, too.
+
+        Raises:
+            DTypeError: Another exponent.
+        """
+        return type(self)(algebra.power(self._cores, exponent))
+
+    @property
+    def real(self) -> Self:
+        """The real part, of a real dtype; twice the ranks where the dtype is complex."""
+        return type(self)(algebra.real_part(self._cores)) if self.dtype.is_complex else self
+
+    @property
+    def imag(self) -> Self:
+        """The imaginary part, of a real dtype; twice the ranks where the dtype is complex, zero where not."""
+        return type(self)(algebra.imaginary_part(self._cores)) if self.dtype.is_complex else self * 0
+
     def conj(self) -> Self:
         """The complex conjugate."""
         return type(self)([core.conj().resolve_conj() for core in self._cores], self._center)
@@ -135,3 +216,10 @@ def register_pytree(chain: type[CoreChain]) -> None:
         unflatten,
         serialized_type_name=f"ttnet.{chain.__name__}",
     )
+
+
+def _quotient(a: CoresLike, b: CoresLike) -> Cores:
+    modes = algebra.modes_of(a)
+    cores, report = elementwise.divide(*([core.flatten(1, -2) for core in cores] for cores in (a, b)))
+    report.warn(stacklevel=4)
+    return tuple(core.unflatten(1, sizes) for core, sizes in zip(cores, modes, strict=True))

@@ -6,8 +6,7 @@ A train of d cores, bond k between cores k and k + 1:
         |        |                |
 """
 
-import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from torch import Tensor
 
@@ -76,8 +75,15 @@ def ranks_of(cores: CoresLike) -> tuple[int, ...]:
 
 
 def possible_ranks(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Largest rank that each of the d - 1 bonds of a train of this shape can use."""
-    return tuple(min(math.prod(shape[: k + 1]), math.prod(shape[k + 1 :])) for k in range(len(shape) - 1))
+    """Largest rank that each of the d - 1 bonds of a train of this shape can use, 2^62 where it is more."""
+    left = accumulate(shape[:-1], _capped_product)
+    right = accumulate(reversed(shape[1:]), _capped_product)
+    return tuple(map(min, left, reversed(tuple(right))))
+
+
+def _capped_product(a: int, b: int) -> int:
+    # Products of thousands of modes are integers of thousands of digits.
+    return min(a * b, 2**62)
 
 
 def left_unfold(core: Tensor) -> Tensor:
@@ -103,7 +109,8 @@ def absorb_right(core: Tensor, matrix: Tensor) -> Tensor:
 def contract(cores: CoresLike) -> Tensor:
     """The dense tensor of a train.
 
-    Contracted as a tree of neighbors, so that no intermediate is larger than it has to be.
+    Contracted as a tree of neighbors, so that no intermediate is larger than it has to be; modes of size 1 go
+    into their neighbors first.
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
@@ -113,7 +120,12 @@ def contract(cores: CoresLike) -> Tensor:
     """
     if len(cores) == 1:
         return cores[0].flatten().clone()
-    blocks = list(cores)
+    blocks = [cores[0]]
+    for core in cores[1:]:
+        if 1 in (core.shape[1], blocks[-1].shape[1]):
+            blocks[-1] = merge_bond(blocks[-1], core).flatten(1, 2)
+        else:
+            blocks.append(core)
     while len(blocks) > 1:
         pairs = [merge_bond(a, b).flatten(1, 2) for a, b in zip(blocks[::2], blocks[1::2], strict=False)]
         blocks = pairs + blocks[len(pairs) * 2 :]

@@ -280,6 +280,32 @@ def rank_one(vectors: Sequence[Tensor | np.ndarray]) -> TensorTrain:
     return TensorTrain(construct.rank_one(_tensors(vectors)))
 
 
+def meshgrid(vectors: Sequence[Tensor | np.ndarray]) -> tuple[TensorTrain, ...]:
+    """The coordinates on a grid, as ``torch.meshgrid(*vectors, indexing="ij")``: d trains of rank 1.
+
+    Args:
+        vectors: The grid points (n_k,) of each mode.
+
+    Returns:
+        Trains of shape (n_0, ..., n_{d-1}); entry (i_0, ..., i_{d-1}) of train k is ``vectors[k][i_k]``.
+
+    Raises:
+        ShapeError: No vector, or one that is not one-dimensional.
+        DTypeError: Integers, or several dtypes.
+        DeviceError: Several devices.
+
+    Examples:
+        >>> import torch, ttnet
+        >>> x, y = ttnet.meshgrid([torch.linspace(0, 1, 5), torch.linspace(0, 2, 9)])
+        >>> (x * x + y).shape, (x * x + y).ranks
+        ((5, 9), (1, 2, 1))
+    """
+    points = _tensors(vectors)
+    rank_one(points)  # refuses what is no grid
+    ones = [torch.ones_like(vector) for vector in points]
+    return tuple(rank_one([*ones[:k], vector, *ones[k + 1 :]]) for k, vector in enumerate(points))
+
+
 def sum_of(vectors: Sequence[Tensor | np.ndarray]) -> TensorTrain:
     """The sum v_0[i_0] + v_1[i_1] + ... of d vectors (n_k,), for instance grids; of rank 2.
 

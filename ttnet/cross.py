@@ -26,7 +26,9 @@ from ttnet.maxvol import maxvol
 
 CrossStatus = Literal["converged", "max_rank", "max_sweeps", "max_evaluations", "stagnated"]
 
-_MARGIN = 0.1  # of rtol: what is aimed at, since few points see the largest differences
+# What is aimed at, relative to rtol, since few points see the largest differences.
+_MARGIN = 0.1  # of the root mean square
+_MARGIN_OF_LARGEST = 0.5
 
 _MESSAGES: dict[CrossStatus, str] = {
     "converged": "the error on held-out points is within rtol",
@@ -63,7 +65,7 @@ class CrossOptions:
     max_evaluations: int | None = None
     starts: int = 4
     probes: int = 200
-    held_out: int = 2000
+    held_out: int = 500
     batch_size: int | None = None
     seed: int | torch.Generator | None = None
 
@@ -186,7 +188,7 @@ def cross(
         status = _reason_to_stop(options, found, history, half=half, rank=rank, evaluations=box.evaluations)
         if status is not None:
             # Held-out points are drawn anew at each attempt: none of them has been used before.
-            found = _compare(sets, cores, options.held_out, 4 * options.starts, generator)
+            found = _compare(sets, cores, options.held_out, 2 * options.starts, generator)
             if status != "converged" or found.error <= options.rtol:
                 break
         sets.add(found.points)
@@ -217,7 +219,7 @@ def _reason_to_stop(
         return "max_evaluations"
     if half >= 2 * options.max_sweeps:
         return "max_sweeps"
-    if found.error <= _MARGIN * options.rtol:
+    if found.mean <= _MARGIN * options.rtol and found.largest <= _MARGIN_OF_LARGEST * options.rtol:
         return "converged"
     at_cap = rank >= options.max_rank
     is_close = found.error <= options.rtol
@@ -291,7 +293,7 @@ class _PivotSets:
         """Rows that represent the matrix of entries to the tolerance, and the coefficients of all rows."""
         u, s, _ = linalg.svd(entries)
         # A margin once more: the errors of the bonds add, and interpolation enlarges them.
-        tolerance = max(_MARGIN**2 * self.options.rtol, 4 * torch.finfo(self.box.dtype or entries.dtype).eps)
+        tolerance = max(_MARGIN**2 * self.options.rtol, 2 * torch.finfo(self.box.dtype or entries.dtype).eps)
         rank = int((s > tolerance * s[0]).sum())
         return maxvol(u[:, : min(max(rank, 1), self.options.max_rank)])
 

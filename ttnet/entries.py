@@ -19,7 +19,7 @@ from torch import Tensor
 from ttnet.cores import merge_bond
 from ttnet.errors import ShapeError
 
-_WORKSPACE = 32 * 2**20  # bytes that the vectors of one chunk may take
+_WORKSPACE = 64 * 2**20  # bytes that the vectors of one chunk may take
 _ROWS_PER_GROUP = 32  # below this a matrix product is mostly overhead
 
 
@@ -164,7 +164,11 @@ def _order(code: Tensor, bound: int) -> Tensor:
 def _unique(labels: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """Sorted distinct labels, and of each label its place among them."""
     if bound > 32 * labels.numel():
-        return torch.unique(labels, return_inverse=True)
+        if labels.device.type != "cpu":
+            return torch.unique(labels, return_inverse=True)
+        # numpy sorts integers several times faster.
+        found, inverse = np.unique(labels.numpy(), return_inverse=True)
+        return torch.from_numpy(found), torch.from_numpy(inverse)
     # A table of all possible labels is faster than a sort.
     seen = labels.new_zeros(bound, dtype=torch.bool)
     seen[labels] = True
@@ -193,6 +197,7 @@ class Chain:
 
     def __init__(self, cores: Sequence[Tensor], *, is_left: bool) -> None:
         self.matrices = [core.permute(1, 0, 2) if is_left else core.permute(1, 2, 0) for core in cores]
+        self._buffers: dict[int, Tensor] = {}
 
     def grow(self, side: Side) -> tuple[list[Tensor], Tensor]:
         """The vectors that enter each step, in the order of its rows, and the vectors at the meeting bond."""
@@ -203,6 +208,25 @@ class Chain:
             vectors = _grouped(rows, self.matrices[step.core], step)
             inputs.append(rows)
         return inputs, vectors
+
+    def vectors(self, side: Side) -> Tensor:
+        """The vector of every entry at the meeting bond, in memory that the next call uses again."""
+        table = self.matrices[side.end].squeeze(1)
+        vectors = table if side.rows is None else table.index_select(0, side.rows)
+        for step in side.steps:
+            _, left, right = self.matrices[step.core].shape
+            rows = self._buffer(0, step.parents.numel(), left)
+            torch.index_select(vectors, 0, step.parents, out=rows)
+            out = self._buffer(1, len(rows), right)
+            vectors = _grouped(rows, self.matrices[step.core], step, out)
+        entries = self._buffer(0, side.position.numel(), vectors.shape[1])
+        return torch.index_select(vectors, 0, side.position, out=entries)
+
+    def _buffer(self, which: int, rows: int, columns: int) -> Tensor:
+        """Memory that has been touched before: new pages cost as much as the products."""
+        if which not in self._buffers or self._buffers[which].numel() < rows * columns:
+            self._buffers[which] = self.matrices[0].new_empty(rows * columns)
+        return self._buffers[which][: rows * columns].view(rows, columns)
 
     def pull(self, side: Side, inputs: list[Tensor], gradient: Tensor, into: list[Tensor | None]) -> None:
         """Add to `into`, laid out as the matrices, the gradients of the cores from that of the vectors."""
@@ -226,9 +250,9 @@ class Chain:
             table.add_(gradient) if side.rows is None else table.index_add_(0, side.rows, gradient)
 
 
-def _grouped(rows: Tensor, matrices: Tensor, step: Step) -> Tensor:
+def _grouped(rows: Tensor, matrices: Tensor, step: Step, out: Tensor | None = None) -> Tensor:
     """Rows (m, l) times the matrix (l, r) of their index: (m, r)."""
-    out = rows.new_empty(rows.shape[0], matrices.shape[2])
+    out = rows.new_empty(rows.shape[0], matrices.shape[2]) if out is None else out
     parts = matrices.unbind()
     for index, x, y in zip(step.indices, rows.split(step.counts), out.split(step.counts), strict=True):
         torch.mm(x, parts[index], out=y)

@@ -1,11 +1,11 @@
-"""Functions of several trains, with the names they have in numpy.
+"""Functions of trains, most of several, with the names they have in numpy.
 
 Two dtypes are promoted as torch promotes them; two devices are an error.
 """
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,49 +16,104 @@ from ttnet import modes as _modes
 from ttnet import rounding as _rounding
 from ttnet import sums as _sums
 from ttnet._typing import Cores
+from ttnet.algebra import check_number
+from ttnet.chain import CoreChain
 from ttnet.cross import CrossOptions, CrossReport
 from ttnet.errors import DeviceError, DTypeError, ShapeError
 from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation, TruncationReport
+from ttnet.tt_matrix import TTMatrix
+
+Chain = TypeVar("Chain", TensorTrain, TTMatrix)
+"""A train or a TT-matrix."""
 
 
-def outer(a: TensorTrain, b: TensorTrain) -> TensorTrain:
+def outer(a: Chain, b: Chain) -> Chain:
     """Tensor product ``a[i] * b[j]``: the modes of `b` follow those of `a`, no rank changes.
 
-    Raises:
-        DTypeError: An argument is no train.
-        DeviceError: The devices differ.
-    """
-    return TensorTrain(_modes.outer(*_together([a, b])))
+    Args:
+        a: A train, or a TT-matrix.
+        b: Another of the same kind.
 
-
-def kron(a: TensorTrain, b: TensorTrain) -> TensorTrain:
-    """Kronecker product mode by mode, as `numpy.kron`; the ranks multiply.
+    Returns:
+        A train, or the TT-matrix that is the Kronecker product of the matrices.
 
     Raises:
-        ShapeError: Different numbers of modes.
-        DTypeError: An argument is no train.
+        DTypeError: Arguments that are no trains or no TT-matrices, or one of each.
         DeviceError: The devices differ.
     """
-    return TensorTrain(_modes.kron(*_together([a, b])))
+    return type(a)(_modes.outer(*_together([a, b])))
 
 
-def concatenate(trains: Sequence[TensorTrain], mode: int = 0) -> TensorTrain:
-    """Join trains along one mode, as `numpy.concatenate`; the ranks add.
+def kron(a: Chain, b: Chain) -> Chain:
+    """Kronecker product of what `full()` gives, as `numpy.kron`.
+
+    Mode sizes and ranks of two trains multiply; the modes of TT-matrices stand side by side, as in `outer`.
+
+    Raises:
+        ShapeError: Trains with different numbers of modes.
+        DTypeError: Arguments that are no trains or no TT-matrices, or one of each.
+        DeviceError: The devices differ.
+    """
+    return outer(a, b) if isinstance(a, TTMatrix) else type(a)(_modes.kron(*_together([a, b])))
+
+
+def concatenate(trains: Sequence[Chain], mode: int = 0) -> Chain:
+    """Join trains, or TT-matrices, along one mode, as `numpy.concatenate`; the ranks add.
 
     Args:
         trains: Trains whose shapes differ in mode `mode` at most.
-        mode: The mode that grows; negative ones count from the end.
+        mode: The mode that grows; negative ones count from the end. Those of a TT-matrix are its rows, then
+            its columns.
 
     Returns:
-        The joined train.
+        The joined train or TT-matrix.
 
     Raises:
         ShapeError: No train, no such mode, or shapes that differ elsewhere.
+        DTypeError: Arguments that are no trains or no TT-matrices, or one of each.
+        DeviceError: The devices differ.
+    """
+    together = _together(trains)
+    return type(trains[0])(_modes.concatenate(together, mode))
+
+
+def stack(trains: Sequence[TensorTrain], mode: int = 0) -> TensorTrain:
+    """Join trains of one shape along a new mode, as `numpy.stack`; the ranks add.
+
+    Raises:
+        ShapeError: No train, no such mode, or shapes that differ.
         DTypeError: An argument is no train.
         DeviceError: The devices differ.
     """
-    return TensorTrain(_modes.concatenate(_together(trains), mode))
+    return TensorTrain(_modes.stack(_together(trains), mode))
+
+
+def pad(train: Chain, widths: Sequence[Sequence[int]], value: complex = 0.0) -> Chain:
+    """Put a constant around a tensor, as `numpy.pad`.
+
+    Args:
+        train: A train, or a TT-matrix.
+        widths: For each mode how many entries are put before and after it; those of a TT-matrix are its rows,
+            then its columns.
+        value: The constant; anything but 0 adds 2 to the ranks.
+
+    Returns:
+        The padded train or TT-matrix.
+
+    Raises:
+        ShapeError: Not a pair of integers of at least 0 for each mode.
+        DTypeError: An argument that is neither a train nor a TT-matrix.
+
+    Examples:
+        >>> import ttnet
+        >>> ttnet.pad(ttnet.ones((2, 3)), [(1, 1), (0, 2)], value=7.0).shape
+        (4, 5)
+    """
+    (cores,) = _together([train])
+    number = check_number(value)
+    dtype = torch.result_type(cores[0], number)
+    return type(train)(_modes.pad([core.to(dtype) for core in cores], widths, value))
 
 
 def log_dot(a: TensorTrain, b: TensorTrain) -> tuple[Tensor, Tensor]:
@@ -317,13 +372,15 @@ def divide(
     return TensorTrain(cores)
 
 
-def _together(trains: Sequence[TensorTrain]) -> list[Cores]:
-    """The cores of all trains in one dtype."""
+def _together(trains: Sequence[CoreChain]) -> list[Cores]:
+    """The cores of all trains, or of all TT-matrices, in one dtype."""
     if not len(trains):
         raise ShapeError("trains: expected at least one train, got none")
+    kind = TTMatrix if isinstance(trains[0], TTMatrix) else TensorTrain
     for train in trains:
-        if not isinstance(train, TensorTrain):
-            raise DTypeError(f"trains: expected TensorTrains, got {type(train).__name__}")
+        if not isinstance(train, kind):
+            plural = "TTMatrices" if kind is TTMatrix else "TensorTrains"
+            raise DTypeError(f"trains: expected {plural}, got {type(train).__name__}")
         if train.device != trains[0].device:
             raise DeviceError(
                 f"trains: expected one device, got {trains[0].device} and {train.device}; use .to(...)"

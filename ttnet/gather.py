@@ -85,8 +85,7 @@ class _Gather(torch.autograd.Function):
         for first in range(0, indices.shape[0], layout.chunk):
             codes = layout.codes(indices[first : first + layout.chunk])
             left, right = meet(codes, sizes)
-            x = left_chain.grow(left)[1].index_select(0, left.position)
-            y = right_chain.grow(right)[1].index_select(0, right.position)
+            x, y = left_chain.vectors(left), right_chain.vectors(right)
             values[first : first + layout.chunk] = x.mul_(y).sum(1)
         return values
 

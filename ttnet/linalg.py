@@ -81,7 +81,8 @@ def positive_lq(matrix: Tensor) -> tuple[Tensor, Tensor]:
         L (..., m, k) and Q (..., k, n) with orthonormal rows, where k = min(m, n).
     """
     q, r = positive_qr(matrix.mH)
-    return r.mH, q.mH
+    # Torch's adjoints conjugate lazily, which numpy and data_ptr() do not know.
+    return r.mH.resolve_conj(), q.mH.resolve_conj()
 
 
 def _phase(diagonal: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[-2] < matrix.shape[-1]:
         # LAPACK sums along the rows of a wide matrix in strides: slower, and in float32 off by up to 1e-3.
         u, s, vh = _svd(matrix.mH)
-        return vh.mH, s, u.mH
+        return vh.mH.resolve_conj(), s, u.mH.resolve_conj()
     if torch.compiler.is_compiling() or is_batched(matrix):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u, s, vh  # a plain tuple, which is what vmap expects of an autograd function

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ttnet import cores as _cores
 from ttnet._typing import Cores, CoresLike
-from ttnet.errors import ShapeError
+from ttnet.errors import DTypeError, ShapeError
 from ttnet.random import check_shape
+
+_BATCHED = 4096  # multiplications from which on many small products are faster than a large one and a copy
 
 
 def tensordot(a: Tensor, b: Tensor, axes_a: Sequence[int], axes_b: Sequence[int]) -> Tensor:
@@ -222,6 +224,36 @@ def check_same_modes(a: CoresLike, b: CoresLike) -> None:
         )
 
 
+def merge_indices(cores: CoresLike, indices: Tensor) -> Tensor:
+    """Indices of entries of a TT-matrix as those of its train of merged modes.
+
+    Args:
+        cores: Core k of shape (r_k, m_k, n_k, r_{k+1}).
+        indices: Shape (batch, 2 d), integers: row modes, then column modes; negative ones count from the end.
+
+    Returns:
+        Shape (batch, d).
+
+    Raises:
+        ShapeError: `indices` is not (batch, 2 d), or an index is out of range.
+        DTypeError: `indices` are no integers.
+    """
+    sizes = (*rows_of(cores), *columns_of(cores))
+    if indices.ndim != 2 or indices.shape[1] != len(sizes):
+        raise ShapeError(
+            f"indices: expected shape (batch, {len(sizes)}), rows then columns, got {tuple(indices.shape)}"
+        )
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise DTypeError(f"indices: expected integers, got {indices.dtype}")
+    bounds = torch.tensor(sizes, device=indices.device)
+    wrong = ((indices < -bounds) | (indices >= bounds)).any(0)
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ShapeError(f"indices: expected -{sizes[k]} to {sizes[k] - 1} in column {k}, got others")
+    rows, columns = (indices.long() % bounds).tensor_split(2, 1)
+    return rows * bounds[len(cores) :] + columns
+
+
 def matvec(matrix: CoresLike, vector: CoresLike) -> Cores:
     """Product with a train, exact; the ranks multiply.
 
@@ -284,7 +316,15 @@ def apply_dense(cores: CoresLike, tensor: Tensor) -> Tensor:
     # (batch and finished rows, rank, columns still to come)
     work = tensor.reshape(math.prod(tensor.shape[:cut]), 1, -1)
     for core in cores:
-        work = work.reshape(work.shape[0], core.shape[0], core.shape[2], -1)
-        work = tensordot(work, core, [1, 2], [0, 2])  # (done, rest, m, r)
-        work = work.permute(0, 2, 3, 1).reshape(-1, core.shape[3], work.shape[1])
+        left, row, column, right = core.shape
+        done, rest = work.shape[0], work.shape[2] // column
+        if rest == 1 or core.numel() * rest < _BATCHED:
+            work = tensordot(
+                work.reshape(done, left, column, rest), core, [1, 2], [0, 2]
+            )  # (done, rest, m, r)
+            work = work.permute(0, 2, 3, 1)
+        else:  # one product for each index that is done, none of which is moved
+            matrix = core.permute(1, 3, 0, 2).reshape(row * right, left * column)
+            work = matrix @ work.reshape(done, left * column, rest)
+        work = work.reshape(done * row, right, rest)
     return work.reshape(*tensor.shape[:cut], *rows_of(cores))

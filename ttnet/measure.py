@@ -5,6 +5,7 @@ those of the train; a list of them stands for their sum, which is never formed.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -278,9 +279,10 @@ def _variance_by_pairs(
     paired = [pair(operator, state) for operator in listed]
     total = torch.zeros_like(means[0].real)
     size = torch.zeros_like(total)
+    dtype = reduce(torch.promote_types, [mean.dtype for mean in means])
     for i, (first, x) in enumerate(paired):
         for j, (second, _) in enumerate(paired[: i + 1]):
-            moment = _moment(first.to(means[i].dtype), second.to(means[i].dtype), x.to(means[i].dtype))
+            moment = _moment(first.to(dtype), second.to(dtype), x.to(dtype))
             total = total + (1 if i == j else 2) * (moment - means[i].conj() * means[j]).real
             size = size + 2 * (moment.detach().abs() + (means[i] * means[j]).detach().abs())
     return total.clamp_min(0), size
@@ -288,7 +290,7 @@ def _variance_by_pairs(
 
 def _moment(bra: TTMatrix, ket: TTMatrix, state: TensorTrain) -> Tensor:
     """<A x, B x>."""
-    gram = state.cores[0].new_ones(1, 1, 1)
-    for a, b, core in zip(bra.cores, ket.cores, state.cores, strict=True):
+    gram = state.cores[0].new_ones(1, 1, 1, 1)
+    for a, b, core in reversed(list(zip(bra.cores, ket.cores, state.cores, strict=True))):
         gram = extend_gram(gram, b, core.unsqueeze(2), a)
     return gram.reshape(())

@@ -37,6 +37,9 @@ class TTParameter(nn.Module):
         ['core_0', 'core_1', 'core_2']
     """
 
+    refusal: str | None = None
+    """Why sweeps and merged bonds are refused at the moment; None lets them."""
+
     def __init__(self, train: TensorTrain | CoresLike) -> None:
         super().__init__()
         cores = _cores.check(train.cores if isinstance(train, TensorTrain) else train)
@@ -121,9 +124,10 @@ class TTParameter(nn.Module):
 
         Raises:
             ShapeError: There is no such bond.
-            StateError: Inside another `merged` or `substituted`.
+            StateError: Inside another `merged` or `substituted`, or `refusal` is set.
         """
         self._refuse_substitute("merged")
+        self.check_sweep("merged")
         if not 0 <= bond < self.num_cores - 1:
             raise ShapeError(f"bond: expected an index from 0 to {self.num_cores - 2}, got {bond}")
         left, right = (p.detach() for p in self.core_parameters()[bond : bond + 2])
@@ -163,6 +167,18 @@ class TTParameter(nn.Module):
             yield
         finally:
             self._substitute, self._sources = None, ()
+
+    def check_sweep(self, name: str) -> None:
+        """Refuse what mixes neighboring cores where they must keep apart, see `refusal`.
+
+        Args:
+            name: What is refused, for the message.
+
+        Raises:
+            StateError: `refusal` is set.
+        """
+        if self.refusal is not None:
+            raise StateError(f"{name}: {self.refusal}")
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles hold the parameters, whatever stands in for them."""

@@ -4,7 +4,7 @@ The exact product has ranks r s, the products of the ranks of its factors. Here 
 from the left summarizes, for each bond, how the interface (a, s) of the two factors weighs in the result, and
 a sweep from the right projects onto what weighs most.
 
-    interface of bond k, shape (q, a, s)          carry of bond k, shape (a, s, p)
+    interface of bond k, shape (s, a, q)          carry of bond k, shape (s, a, p)
 
       +--[A_0]--[A_1]--a                            a--[A_k]--[A_{k+1}]--+
     q |    |      |                                      |       |       | p
@@ -29,9 +29,10 @@ from ttnet.errors import ConfigError, NonFiniteError
 from ttnet.gauge import orthogonalize
 from ttnet.interfaces import (
     Sites,
-    absorb_right,
+    absorb,
     exponential,
     interfaces,
+    mirror,
     rescale,
     rescale_all,
     size_of,
@@ -62,8 +63,8 @@ def apply(
         "zip-up": One sweep that cuts as it goes, then a rounding. Least memory; the error is not controlled,
             but measured afterwards and reported. `discarded_weight` is that of the rounding.
         "direct": Forms the exact product and rounds it; the only one that autograd passes through.
-        "auto": "density", or "qr" where the tolerance asks for more than Gram matrices resolve or the error
-            came out below that; "direct" where a gradient is needed.
+        "auto": "density" in double precision whatever the dtype, or "qr" where the tolerance asks for more
+            than Gram matrices resolve or the error came out below that; "direct" where a gradient is needed.
 
     Args:
         matrix: Cores of shape (a, m_k, n_k, b).
@@ -95,12 +96,16 @@ def apply(
     with_gradient = torch.is_grad_enabled() and any(core.requires_grad for core in (*matrix, *other))
     if method == "direct" or (method == "auto" and with_gradient):
         cores, report = _truncate(merge_modes(matmat(left, right)), truncation)
-        return tuple(core.to(storage) for core in cores), _with_storage(report, storage)
+        return tuple(core.to(storage) for core in cores), _with_storage(report, storage, dtype)
     if with_gradient:
         raise ConfigError(
             f"method: {method!r} runs without autograd; use 'direct', or torch.no_grad() or .detach()"
         )
     with torch.no_grad():
+        if method == "auto":
+            # In double precision Gram matrices resolve all that float32 can tell, at less than a QR costs.
+            dtype = _double(dtype, matrix[0].device)
+            left, right = [core.to(dtype) for core in left], [core.to(dtype) for core in right]
         # Entries of size 1, so that squares neither overflow nor underflow; `log_` is an exponent of 2.
         left, log_left = rescale_all(left)
         right, log_right = rescale_all(right)
@@ -113,9 +118,9 @@ def apply(
             if method == "auto" and not resolved:
                 cores, report, _ = _project(sites, truncation, log_scale, gram=False)
         first = cores[0].to(storage)
-        if not bool(torch.isfinite(first).all()):
+        if not math.isfinite(float(first.abs().amax())):
             raise NonFiniteError(f"matrix, other: expected a product within the range of {storage}, got more")
-        return (first, *(core.to(storage) for core in cores[1:])), _with_storage(report, storage)
+        return (first, *(core.to(storage) for core in cores[1:])), _with_storage(report, storage, dtype)
 
 
 def product_error(matrix: CoresLike, other: CoresLike, result: CoresLike) -> tuple[float, float]:
@@ -152,7 +157,7 @@ def _project(
     sites: Sites, truncation: Truncation, log_scale: float, *, gram: bool
 ) -> tuple[Cores, TruncationReport, bool]:
     """Cut the product in a sweep from the right; third comes whether its error exceeds the roundoff."""
-    found, logs = zip(*interfaces(sites, gram=gram), strict=True)
+    found, logs = zip(*interfaces(mirror(sites), gram=gram), strict=True)
     logs = [log / 2 for log in logs] if gram else list(logs)
     total = float(found[-1].real)
     # A Gram matrix may lose its sign to cancellation; the bound below then says that nothing is known.
@@ -171,11 +176,12 @@ def _project(
     cores = []
     for k in range(bonds, 0, -1):
         reach = _reach(carry, sites[k]) * exponential(log_carry + logs[k] - log_norm)
-        roundoff += eps * reach * size_of(found[k]) ** (0.5 if gram else 1.0)
-        block, step = rescale(absorb_right(carry, *sites[k]))  # (a, s, m, c, p)
+        size_left = size_of(found[k])
+        roundoff += eps * reach * (math.sqrt(size_left) if gram else size_left)
+        block, step = rescale(absorb(carry, *sites[k]))  # (s, a, m, c, p)
         log_carry += step
         unfolded = block.reshape(block.shape[0] * block.shape[1], -1)
-        interface = found[k].reshape(-1, unfolded.shape[0])
+        interface = _as_matrix(found[k], gram=gram)
         unit = exponential(log_carry + logs[k] - log_norm)
         values, basis = _leading(interface, unfolded, gram=gram, limit=limits[k - 1])
         rank = select_rank(values * unit, truncation.at_bond(k - 1, bonds), max_weight=remaining / k)
@@ -185,7 +191,7 @@ def _project(
             # The residue, not the small eigenvalues: those are differences of large numbers.
             residue = unfolded - projected @ basis.mH
             weight = max(float((residue.conj() * (interface @ residue)).sum().real), 0.0)
-            unseen += eps * (size_of(residue) * unit) ** 2 * size_of(interface)
+            unseen += eps * (size_of(residue) * unit) ** 2 * size_left
         else:
             weight = float(tail_weights(values)[rank])
         weights[k - 1] = weight * unit * unit
@@ -193,7 +199,7 @@ def _project(
         cores.append(basis.mH.reshape(rank, -1, block.shape[4]))
         carry = projected.reshape(*block.shape[:2], rank)
     roundoff += eps * _reach(carry, sites[0]) * exponential(log_carry - log_norm)
-    last = absorb_right(carry, *sites[0])
+    last = absorb(carry, *sites[0])
     cores.append(last.reshape(1, -1, last.shape[4]) * exponential(log_carry + log_scale))
 
     unseen *= 8 * (bonds + 1)
@@ -201,6 +207,13 @@ def _project(
     report = _report(sites, cores[::-1], weights, norm=norm, unseen=unseen, roundoff=8 * roundoff)
     resolved = not gram or (size > 0 and unseen <= 0.1 * max(squared, allowed * allowed))
     return tuple(cores[::-1]), report, resolved
+
+
+def _as_matrix(interface: Tensor, *, gram: bool) -> Tensor:
+    """Gram matrix (s* a*, s a), or triangular factor (q, s a)."""
+    if gram:
+        return interface.permute(3, 2, 0, 1).reshape(interface.shape[0] * interface.shape[1], -1)
+    return interface.flatten(0, 1).mT
 
 
 def _leading(interface: Tensor, unfolded: Tensor, *, gram: bool, limit: int) -> tuple[Tensor, Tensor]:
@@ -268,9 +281,16 @@ def _is_loose(truncation: Truncation, dtype: torch.dtype) -> bool:
     )
 
 
-def _with_storage(report: TruncationReport, storage: torch.dtype) -> TruncationReport:
-    """Add what rounding the cores to half precision costs."""
-    if linalg.working_dtype(storage) == storage:
+def _double(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The same kind of number in double precision, where the device has it."""
+    if device.type == "mps":
+        return dtype
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def _with_storage(report: TruncationReport, storage: torch.dtype, dtype: torch.dtype) -> TruncationReport:
+    """Add what rounding the cores to a dtype of less precision costs."""
+    if dtype == storage:
         return report
     size = math.sqrt(max([1, *report.ranks_after])) * (len(report.ranks_after) + 1)
     return replace(report, error_bound=report.error_bound + size * torch.finfo(storage).eps * report.norm)

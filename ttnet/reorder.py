@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
+from ttnet.algebra import modes_of
 from ttnet.cores import absorb_left, left_unfold, merge_bond, ranks_of, shape_of
 from ttnet.errors import ConfigError, ShapeError
 from ttnet.gauge import move_center, orthogonalize
+from ttnet.matrix_cores import check_modes, split_modes
 from ttnet.random import check_shape
 from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
 
@@ -85,7 +87,7 @@ def reshape(
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
-        shape: New mode sizes, of the same product.
+        shape: New mode sizes, of the same product; one of them may be -1, which stands for what is left.
         truncation: Which singular values are kept where a mode is split; by default all above roundoff.
             Merging is exact.
 
@@ -96,20 +98,18 @@ def reshape(
         ShapeError: The product differs, or a core in between would be too large.
         RankError: `truncation.max_rank` is a list of the wrong length.
     """
-    old, new = shape_of(cores), check_shape(shape)
+    old = shape_of(cores)
+    new = _resolve_shape(shape, math.prod(old))
     if math.prod(old) != math.prod(new):
         raise ShapeError(
             f"shape: expected {math.prod(old)} entries as in {old}, got {math.prod(new)} in {new}"
         )
-    groups = _align(old, new)
+    groups = align([(n,) for n in old], [(n,) for n in new])
     merged = []
     for olds, _ in groups:
         size = cores[olds[0]].shape[0] * math.prod(old[k] for k in olds) * cores[olds[-1]].shape[2]
-        if len(olds) > 1 and size > _LARGEST_CORE:
-            raise ShapeError(
-                f"shape: expected boundaries near those of {old}, got {new}: modes {olds} would become one "
-                f"core of {size} entries; keep more of the boundaries"
-            )
+        if len(olds) > 1:
+            check_size(size, olds)
         block = reduce(lambda a, b: merge_bond(a, b).flatten(1, 2), [cores[k] for k in olds])
         merged.append(block)
     splits = sum(len(news) - 1 for _, news in groups)
@@ -133,25 +133,111 @@ def reshape(
     return tuple(done), cutter.report(done, done)
 
 
-def _align(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Shortest runs of old and of new modes with equal products."""
+def reshape_matrix(
+    cores: CoresLike, rows: Sequence[int], columns: Sequence[int], truncation: Truncation | None = None
+) -> tuple[Cores, TruncationReport]:
+    """Split and merge the modes of a TT-matrix, rows and columns each in row-major order.
+
+    Args:
+        cores: Core k of shape (r_k, m_k, n_k, r_{k+1}).
+        rows: New row modes, of the same product.
+        columns: New column modes, of the same product, as many.
+        truncation: As for `reshape`.
+
+    Returns:
+        The cores and the report.
+
+    Raises:
+        ShapeError: A product differs, or the counts do, or a core in between would be too large.
+        RankError: `truncation.max_rank` is a list of the wrong length.
+    """
+    old, new = modes_of(cores), tuple(zip(*check_modes(rows, columns), strict=True))
+    for name, before, after in zip(
+        ("rows", "columns"), zip(*old, strict=True), zip(*new, strict=True), strict=True
+    ):
+        if math.prod(before) != math.prod(after):
+            raise ShapeError(f"{name}: expected a product of {math.prod(before)} as of {before}, got {after}")
+    merged = []
+    for olds, news in align(old, new):
+        size = math.prod(n for k in olds for n in old[k]) * cores[olds[0]].shape[0] * cores[olds[-1]].shape[3]
+        if len(olds) > 1:
+            check_size(size, olds)
+        block = reduce(_merge_pairs, [cores[k] for k in olds])
+        sides = [[new[k][side] for k in news] for side in (0, 1)]
+        # (l, m m' ..., n n' ..., r) -> (l, m n m' n' ..., r)
+        split = block.reshape(block.shape[0], *sides[0], *sides[1], block.shape[3])
+        order = [1 + k + side * len(news) for k in range(len(news)) for side in (0, 1)]
+        merged.append(split.permute(0, *order, split.ndim - 1).reshape(block.shape[0], -1, block.shape[3]))
+    reshaped, report = reshape(merged, [m * n for m, n in new], truncation)
+    return split_modes(reshaped, rows, columns), report
+
+
+def _merge_pairs(left: Tensor, right: Tensor) -> Tensor:
+    """Two cores of a TT-matrix as one, rows before columns."""
+    block = torch.tensordot(left, right, 1)  # (l, m, n, m', n', r)
+    return block.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _resolve_shape(shape: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """Mode sizes with the number that a -1 stands for."""
+    sizes: list[int] = [shape] if isinstance(shape, int) else list(shape)
+    if sizes.count(-1) == 1:
+        known = math.prod(n for n in sizes if n != -1)
+        if known > 0 and count % known == 0:
+            sizes[sizes.index(-1)] = count // known
+    return check_shape(sizes)
+
+
+def check_size(size: int, modes: Sequence[int]) -> None:
+    """Refuse a core that a reshape would pass through and that is too large.
+
+    Args:
+        size: Entries of the core.
+        modes: The modes that it merges.
+
+    Raises:
+        ShapeError: More entries than a reshape may make.
+    """
+    if size > _LARGEST_CORE:
+        raise ShapeError(
+            f"shape: expected boundaries near those between the old modes, but {modes} would become one core "
+            f"of {size} entries; keep more of the boundaries"
+        )
+
+
+def align(
+    old: Sequence[tuple[int, ...]], new: Sequence[tuple[int, ...]]
+) -> list[tuple[list[int], list[int]]]:
+    """Shortest runs of old and of new modes with equal products.
+
+    Args:
+        old: Sizes of each core, (n_k,) of a train or (m_k, n_k) of a TT-matrix.
+        new: The same of the result, of the same products.
+
+    Returns:
+        For each run the numbers of the old cores and of the new ones.
+    """
     groups, i, j = [], 0, 0
     while i < len(old) and j < len(new):
         olds, news, a, b = [i], [j], old[i], new[j]
         i, j = i + 1, j + 1
         while a != b:
-            if a < b:
+            if j == len(new) or (i < len(old) and math.prod(a) < math.prod(b)):
                 olds.append(i)
-                a, i = a * old[i], i + 1
+                a, i = _times(a, old[i]), i + 1
             else:
                 news.append(j)
-                b, j = b * new[j], j + 1
+                b, j = _times(b, new[j]), j + 1
         groups.append((olds, news))
     # Modes of size 1 at the end have no partner.
     olds, news = groups[-1]
     olds.extend(range(i, len(old)))
     news.extend(range(j, len(new)))
     return groups
+
+
+def _times(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
 def to_qtt(
@@ -198,7 +284,9 @@ def from_qtt(cores: CoresLike, shape: Sequence[int]) -> Cores:
         ShapeError: The modes cannot be merged into that shape.
     """
     old, new = shape_of(cores), check_shape(shape)
-    if math.prod(old) != math.prod(new) or any(len(news) > 1 for _, news in _align(old, new)):
+    if math.prod(old) != math.prod(new) or any(
+        len(news) > 1 for _, news in align([(n,) for n in old], [(n,) for n in new])
+    ):
         raise ShapeError(f"shape: expected products of neighboring modes of {old}, got {new}")
     return reshape(cores, new)[0]
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from ttnet import algebra, construct, distributions, elementwise, linalg, reorder
+from ttnet import algebra, distributions, indexing, linalg, reorder
 from ttnet import cores as _cores
 from ttnet import gather as _gather
 from ttnet import gauge as _gauge
@@ -15,7 +15,7 @@ from ttnet import modes as _modes
 from ttnet import rounding as _rounding
 from ttnet._typing import Cores, CoresLike
 from ttnet.chain import CoreChain, register_pytree
-from ttnet.errors import DeviceError, DTypeError, ShapeError
+from ttnet.errors import ShapeError
 from ttnet.extrema import Extreme, extreme_entry
 from ttnet.truncation import Truncation, TruncationReport
 
@@ -87,7 +87,7 @@ class TensorTrain(CoreChain):
     # Entries -----------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: object) -> "TensorTrain | Tensor":
-        """Index modes with integers, slices, lists of integers, masks and an ellipsis, each mode on its own.
+        """Index modes with integers, slices, lists, masks, None and an ellipsis, each mode on its own.
 
         Returns:
             A train of the remaining modes, or a scalar tensor where every mode has an integer.
@@ -95,7 +95,7 @@ class TensorTrain(CoreChain):
         Raises:
             ShapeError: Too many indices, or one out of range.
         """
-        return _train_or_scalar(algebra.index(self._cores, algebra.expand_key(key, self.ndim)))
+        return _train_or_scalar(indexing.index(self._cores, indexing.expand_key(key, self.ndim)))
 
     def __iter__(self) -> Iterator["TensorTrain | Tensor"]:
         """The slices of the first mode, as a numpy array has them."""
@@ -143,71 +143,29 @@ class TensorTrain(CoreChain):
 
     # Algebra -----------------------------------------------------------------------------------------------
 
-    def _operands(self, other: object) -> "tuple[Cores, Cores]":
-        """The cores of both in one dtype; a number stands for the constant train."""
-        if not isinstance(other, TensorTrain):
-            number = algebra.check_number(other)
-            dtype = torch.result_type(self._cores[0], number)
-            ones = construct.ones(self.shape, dtype=dtype, device=self.device)
-            return self.to(dtype).cores, algebra.scale(ones, number)
-        if other.device != self.device:
-            raise DeviceError(
-                f"other: expected a train on {self.device}, got one on {other.device}; use .to(...)"
-            )
-        dtype = torch.promote_types(self.dtype, other.dtype)
-        return self.to(dtype).cores, other.to(dtype).cores
-
-    def __add__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
-        """Sum with a train, whose ranks add, or with a number, of rank 1."""
-        if isinstance(other, int) and other == 0:  # where the builtin `sum` begins
-            return self
-        return TensorTrain(algebra.add(*self._operands(other)))
-
-    __radd__ = __add__
-
-    def __sub__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
-        """Difference; the ranks add."""
-        return TensorTrain(algebra.subtract(*self._operands(other)))
-
-    def __rsub__(self, other: complex | Tensor) -> "TensorTrain":
-        """Number minus train."""
-        return -self + other
-
-    def __mul__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
-        """Entrywise product with a train, whose ranks multiply, or with a number."""
-        if isinstance(other, TensorTrain):
-            return TensorTrain(algebra.hadamard(*self._operands(other)))
-        factor = algebra.check_number(other)
-        dtype = torch.result_type(self._cores[0], factor)
-        return TensorTrain(algebra.scale(self.to(dtype).cores, factor, at=self._center or 0), self._center)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: "TensorTrain | complex | Tensor") -> "TensorTrain":
-        """Over a number exactly; entrywise over a train by cross approximation, as `ttnet.divide` does it."""
-        if isinstance(other, TensorTrain):
-            return _quotient(*self._operands(other))
-        number = algebra.check_number(other)
-        return self * (number.reciprocal() if isinstance(number, Tensor) else 1 / number)
-
-    def __rtruediv__(self, other: complex | Tensor) -> "TensorTrain":
-        """Number over train, by cross approximation, as `ttnet.divide` does it."""
-        return _quotient(*reversed(self._operands(other)))
-
-    def __neg__(self) -> "TensorTrain":
-        return self * -1
-
-    def dot(self, other: "TensorTrain") -> Tensor:
+    @overload
+    def dot(self, other: "TensorTrain", modes: None = None) -> Tensor: ...
+    @overload
+    def dot(self, other: "TensorTrain", modes: int | _Ints) -> "TensorTrain | Tensor": ...
+    def dot(self, other: "TensorTrain", modes: int | _Ints | None = None) -> "TensorTrain | Tensor":
         """Inner product <self, other>, `self` conjugated; a scalar tensor.
 
+        Args:
+            other: A train of the same shape, or one with more modes.
+            modes: The modes of `other` that those of `self` are contracted with, in ascending order; the
+                others remain, a train. See `ttnet.modes.partial_dot`.
+
+        Returns:
+            A scalar tensor, or with `modes` the train of the modes that remain.
+
         Raises:
-            ShapeError: The shapes differ.
+            ShapeError: The shapes differ, or `modes` is no ascending list of as many modes.
             DTypeError: `other` is no train.
             DeviceError: The devices differ.
         """
-        if not isinstance(other, TensorTrain):
-            raise DTypeError(f"other: expected a TensorTrain, got {type(other).__name__}")
-        a, b = self._operands(other)
+        a, b = self._promoted(other)
+        if modes is not None:
+            return _train_or_scalar(_modes.partial_dot(a, b, modes))
         algebra.check_same_shape(a, b)
         return _cores.inner(a, b)
 
@@ -223,17 +181,14 @@ class TensorTrain(CoreChain):
             return _log_scale.log_norm(self._cores)
         return _log_scale.log_norm((self._cores[self._center].reshape(1, -1, 1),))
 
-    @property
-    def real(self) -> "TensorTrain":
-        """The real part, a real train; twice the ranks where the train is complex."""
-        return TensorTrain(algebra.real_part(self._cores)) if self.dtype.is_complex else self
-
-    @property
-    def imag(self) -> "TensorTrain":
-        """The imaginary part, a real train; twice the ranks where the train is complex, zero where not."""
-        return TensorTrain(algebra.imaginary_part(self._cores)) if self.dtype.is_complex else self * 0
-
     # Modes -------------------------------------------------------------------------------------------------
+
+    def mode_product(self, matrices: Tensor | Sequence[Tensor], modes: int | _Ints) -> "TensorTrain":
+        """Multiply modes by matrices (m, n_k), which makes them modes of size m; no rank changes.
+
+        See `ttnet.modes.mode_product`: one matrix and one mode, or as many of both.
+        """
+        return TensorTrain(_modes.mode_product(self._cores, matrices, modes))
 
     def sum(self, modes: int | _Ints | None = None) -> "TensorTrain | Tensor":
         """Sum over `modes` (default: all of them, which gives a scalar tensor)."""
@@ -263,7 +218,7 @@ class TensorTrain(CoreChain):
     @overload
     def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: _Yes) -> _Pair: ...
     def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
-        """Split and merge modes, as `torch.reshape`; exact unless `truncation` says otherwise.
+        """Split and merge modes, as `torch.reshape`, -1 too; exact unless `truncation` says otherwise.
 
         See `ttnet.reorder.reshape`. Ranks may grow where modes are split.
         """
@@ -390,9 +345,3 @@ register_pytree(TensorTrain)
 
 def _train_or_scalar(picked: Cores | Tensor) -> TensorTrain | Tensor:
     return picked if isinstance(picked, Tensor) else TensorTrain(picked)
-
-
-def _quotient(a: Cores, b: Cores) -> TensorTrain:
-    cores, report = elementwise.divide(a, b)
-    report.warn(stacklevel=4)
-    return TensorTrain(cores)

@@ -7,9 +7,11 @@ and `TruncationReport` tells what a cut cost.
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +27,9 @@ class Truncation:
     `max_rank`; `degeneracy_tol` then keeps a multiplet together where `max_rank` leaves room for it.
 
     Args:
-        max_rank: Largest rank, one number for all bonds or one for each of the d - 1 bonds. A single number
-            above what a bond allows clips; an impossible one in a list raises where the bonds are known.
+        max_rank: Largest rank, one number for all bonds or one for each of the d - 1 bonds (`train.ranks` has
+            two entries more, the boundary ones). A single number above what a bond allows clips; an
+            impossible one in a list raises where the bonds are known.
         cutoff: Largest sum of discarded squares at a bond, relative to the sum of all squares there. The
             relative error of the tensor is its square root: 1e-10 keeps an error of 1e-5 a bond.
         rtol: Largest Frobenius error of the whole train, relative to its norm.
@@ -50,19 +53,12 @@ class Truncation:
 
     def __post_init__(self) -> None:
         """Check every field where it enters."""
-        if isinstance(self.max_rank, Integral) and not isinstance(self.max_rank, bool):
-            object.__setattr__(self, "max_rank", int(self.max_rank))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         if self.max_rank is not None and not isinstance(self.max_rank, int):
             if not isinstance(self.max_rank, Iterable):
                 raise RankError(f"max_rank: expected an integer or one for each bond, got {self.max_rank!r}")
-            object.__setattr__(
-                self,
-                "max_rank",
-                tuple(
-                    int(r) if isinstance(r, Integral) and not isinstance(r, bool) else r
-                    for r in self.max_rank
-                ),
-            )
+            object.__setattr__(self, "max_rank", tuple(_plain(rank) for rank in self.max_rank))
         caps = (self.max_rank,) if isinstance(self.max_rank, int) else self.max_rank or ()
         for name, value in [("min_rank", self.min_rank), *(("max_rank", cap) for cap in caps)]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -75,7 +71,8 @@ class Truncation:
             value = getattr(self, name)
             if value is None and name not in ("cutoff", "svd_min"):
                 continue
-            if not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value!r}")
 
     @property
@@ -117,6 +114,35 @@ class Truncation:
         if self.rtol:
             budgets.append(self.rtol * norm)
         return min(min(budgets) * min(budgets), sys.float_info.max) if budgets else math.inf
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own; anything else as it is."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def check_truncation(truncation: object) -> None:
+    """Refuse what is no `Truncation`, such as a bare rank or a bare tolerance.
+
+    Args:
+        truncation: What came in its place.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(truncation, Truncation):
+        return
+    value = _plain(truncation)
+    wish = "..."
+    if isinstance(value, float):
+        wish = f"rtol={value}"
+    elif isinstance(value, int | list | tuple) and not isinstance(value, bool):
+        wish = f"max_rank={value}"
+    elif value is None:
+        wish = ""
+    raise ConfigError(f"truncation: expected a Truncation, got {truncation!r}; write Truncation({wish})")
 
 
 @dataclass(frozen=True, kw_only=True)

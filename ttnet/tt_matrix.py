@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ttnet import cores as _cores
 from ttnet import decompose as _decompose
+from ttnet import indexing as _indexing
 from ttnet import matrix_cores as _matrix
+from ttnet import modes as _mode
 from ttnet import mpo as _mpo
 from ttnet import random as _random
-from ttnet._typing import CoresLike, PerBond
+from ttnet import reorder as _reorder
+from ttnet._typing import Cores, CoresLike, PerBond
 from ttnet.chain import CoreChain, register_pytree
 from ttnet.errors import DeviceError, DTypeError
 from ttnet.tensor_train import TensorTrain
@@ -33,8 +37,8 @@ class TTMatrix(CoreChain):
             |        |                  |
            n_0      n_1              n_{d-1}
 
-    Immutable: every operation returns a new one, which may share cores with the old one. What is linear in
-    the matrix (sums, gauge, rounding) is done on the train of its merged modes, see `as_train`.
+    Immutable: every operation returns a new one, which may share cores with the old one. Arithmetic is entry
+    by entry, as of trains; gauge and rounding are those of the train of its merged modes, see `as_train`.
 
     Args:
         cores: Core k of shape (r_k, m_k, n_k, r_{k+1}), rows before columns; the boundary ranks are 1.
@@ -198,40 +202,6 @@ class TTMatrix(CoreChain):
 
     # Algebra -----------------------------------------------------------------------------------------------
 
-    def _merged(self, other: object) -> TensorTrain:
-        if not isinstance(other, TTMatrix):
-            raise DTypeError(f"other: expected a TTMatrix, got {type(other).__name__}")
-        _matrix.check_same_modes(self._cores, other._cores)
-        return other.as_train()
-
-    def __add__(self, other: "TTMatrix") -> Self:
-        """Sum; the ranks add."""
-        return self._with(self.as_train() + self._merged(other))
-
-    def __radd__(self, other: int) -> Self:
-        """The matrix itself for 0, where the builtin `sum` begins."""
-        if not isinstance(other, int) or other != 0:
-            raise DTypeError(f"other: expected a TTMatrix, got {type(other).__name__}")
-        return self
-
-    def __sub__(self, other: "TTMatrix") -> Self:
-        """Difference; the ranks add."""
-        return self._with(self.as_train() - self._merged(other))
-
-    def __mul__(self, other: "TTMatrix | complex | Tensor") -> Self:
-        """Product with a number, or entrywise with a TT-matrix, whose ranks multiply."""
-        return self._with(self.as_train() * (self._merged(other) if isinstance(other, TTMatrix) else other))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: complex | Tensor) -> Self:
-        """Matrix over a number."""
-        return self._with(self.as_train() / other)
-
-    def __neg__(self) -> Self:
-        """The negative."""
-        return self * -1
-
     def __matmul__(self, other: Factor) -> Factor:
         """Exact product with a train or a TT-matrix, whose ranks multiply, or with a dense tensor.
 
@@ -251,7 +221,9 @@ class TTMatrix(CoreChain):
 
     def dot(self, other: "TTMatrix") -> Tensor:
         """Frobenius inner product tr(self^H other), a scalar tensor."""
-        return self.as_train().dot(self._merged(other))
+        a, b = self._promoted(other)
+        _matrix.check_same_modes(a, b)
+        return _cores.inner(_matrix.merge_modes(a), _matrix.merge_modes(b))
 
     def norm(self) -> Tensor:
         """Frobenius norm, a real scalar tensor."""
@@ -297,15 +269,59 @@ class TTMatrix(CoreChain):
         """The conjugate transpose."""
         return self.mT.conj()
 
-    @property
-    def real(self) -> Self:
-        """The real part, a real matrix; twice the ranks where the matrix is complex."""
-        return self._with(self.as_train().real)
+    # Entries and modes, in the order (m_0, ..., m_{d-1}, n_0, ..., n_{d-1}) ---------------------------------
 
-    @property
-    def imag(self) -> Self:
-        """The imaginary part, a real matrix; twice the ranks where the matrix is complex."""
-        return self._with(self.as_train().imag)
+    def __getitem__(self, key: object) -> "TTMatrix | TensorTrain | Tensor":
+        """Index rows and columns, ``matrix[i_0, ..., j_0, ...]``, each mode on its own; an ellipsis fills up.
+
+        Returns:
+            A scalar tensor where every mode has an integer; a train where all rows have one, or all columns;
+            else a TT-matrix, see `ttnet.indexing.index_matrix`.
+
+        Raises:
+            ShapeError: Too many indices, or one out of range.
+        """
+        return _of(_indexing.index(self._cores, _indexing.expand_key(key, 2 * self.ndim)))
+
+    def gather(self, indices: Tensor | Sequence[_Modes], *, chunk_size: int | None = None) -> Tensor:
+        """Many entries at once, fast and differentiable, see `ttnet.gather.gather`.
+
+        Args:
+            indices: Shape (batch, 2 d), integers: row modes, then column modes.
+            chunk_size: Entries that are worked on at a time; chosen from the shapes where it is None.
+
+        Returns:
+            Shape (batch,).
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: Indices that do not fit, are no integers, or are elsewhere.
+        """
+        merged = _matrix.merge_indices(self._cores, torch.as_tensor(indices, device=self.device))
+        return self.as_train().gather(merged, chunk_size=chunk_size)
+
+    def sum(self, modes: int | _Modes | None = None) -> "TTMatrix | TensorTrain | Tensor":
+        """Sum over `modes` of rows and columns (default: all), with the result that indexing has."""
+        return _of(_mode.sum_modes(self._cores, modes))
+
+    def mean(self, modes: int | _Modes | None = None) -> "TTMatrix | TensorTrain | Tensor":
+        """Mean over `modes` of rows and columns (default: all), with the result that indexing has."""
+        return _of(_mode.mean_modes(self._cores, modes))
+
+    def permute(self, dims: _Modes, truncation: Truncation | None = None) -> "TTMatrix":
+        """Reorder the pairs of row and column modes; exact unless `truncation` says otherwise.
+
+        See `TensorTrain.permute`; ``matrix.as_train().permute(..., return_report=True)`` has the report.
+        """
+        train = self.as_train().permute(dims, truncation)
+        rows, columns = ([modes[d] for d in dims] for modes in (self.rows, self.columns))
+        return TTMatrix.from_train(train, rows, columns)
+
+    def reshape(self, rows: _Modes, columns: _Modes, truncation: Truncation | None = None) -> "TTMatrix":
+        """Split and merge modes; exact unless `truncation` says otherwise. The matrix `full()` is the same.
+
+        See `ttnet.reorder.reshape_matrix`, which also gives the report.
+        """
+        return TTMatrix(_reorder.reshape_matrix(self._cores, rows, columns, truncation)[0])
 
     # Gauge and rounding ------------------------------------------------------------------------------------
 
@@ -348,6 +364,12 @@ class TTMatrix(CoreChain):
             return self._with(self.as_train().truncate(truncation, method=method))
         train, report = self.as_train().truncate(truncation, method=method, return_report=True)
         return self._with(train), report
+
+
+def _of(picked: Cores | Tensor) -> TTMatrix | TensorTrain | Tensor:
+    if isinstance(picked, Tensor):
+        return picked
+    return TTMatrix(picked) if picked[0].ndim == 4 else TensorTrain(picked)
 
 
 def pair(matrix: TTMatrix, other: Factor) -> tuple[TTMatrix, Factor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.gauge import orthogonalize
-from ttnet.interfaces import Sites, absorb_left, canonical, exponential, interfaces, rescale, size_of
+from ttnet.interfaces import Sites, absorb, canonical, exponential, interfaces, mirror, rescale, size_of
 from ttnet.rounding import truncate
 from ttnet.truncation import Truncation, TruncationReport, select_rank
 
@@ -34,25 +34,44 @@ def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Core
     right, log_right = _right_orthogonal([x for _, x in sites])
     log_carry = log_left + log_right
     carry, cores = left[0].new_ones(1, 1, 1), []
-    eps = torch.finfo(left[0].dtype).eps
-    for k, (a, x) in enumerate(zip(left[:-1], right[:-1], strict=True)):
-        block, step = rescale(absorb_left(carry, a, x))
+    turned = mirror(list(zip(left, right, strict=True)))[::-1]
+    for k, (a, x) in enumerate(turned[:-1]):
+        block, step = rescale(absorb(carry, a, x))  # (t, b, m, c, p)
         log_carry += step
-        u, s, vh = linalg.svd(block.reshape(-1, block.shape[3] * block.shape[4]))
-        wish = truncation.at_bond(k, bonds)
-        # Twice the rank and a hundredth of the weight: what is cut here cannot be judged yet.
-        rank = 2 * wish.max_rank if isinstance(wish.max_rank, int) else None
-        weights = [weight for weight in (wish.cutoff, (wish.rtol or 0.0) ** 2 / bonds) if weight]
-        cutoff = max(min(weights, default=0.0) / 100, eps * eps)
-        rank = select_rank(s, Truncation(max_rank=rank, cutoff=cutoff))
-        cores.append(u[:, :rank].reshape(carry.shape[0], -1, rank))
-        carry = (s[:rank, None] * vh[:rank]).reshape(rank, block.shape[3], block.shape[4])
-    last = absorb_left(carry, left[-1], right[-1])
-    cores.append(last.reshape(carry.shape[0], -1, 1) * exponential(log_carry + log_scale))
+        basis, rest = _cut(block.reshape(block.shape[0] * block.shape[1], -1).mT, truncation, k, bonds)
+        cores.append(basis.reshape(-1, block.shape[4], len(rest)).transpose(0, 1))
+        carry = rest.mT.reshape(*block.shape[:2], -1)
+    last = absorb(carry, *turned[-1])
+    last = last.reshape(-1, carry.shape[2], 1).transpose(0, 1)
+    cores.append(last * exponential(log_carry + log_scale))
     rounded, report = truncate(cores, truncation, center=bonds)
-    error, bound, norm = measure_error(sites, orthogonalize(rounded, -1, start=0), log_scale)
+    # In double precision, since the square of the error is a difference of squares.
+    wide = torch.promote_types(left[0].dtype, torch.float64)
+    if left[0].device.type != "mps":
+        sites = [(a.to(wide), x.to(wide)) for a, x in sites]
+    result = orthogonalize([core.to(sites[0][0].dtype) for core in rounded], -1, start=0)
+    error, bound, norm = measure_error(sites, result, log_scale)
     ranks = tuple(len(a) * len(x) for a, x in sites[1:])
     return rounded, replace(report, ranks_before=ranks, norm=norm, error_estimate=error, error_bound=bound)
+
+
+def _cut(matrix: Tensor, truncation: Truncation, bond: int, bonds: int) -> tuple[Tensor, Tensor]:
+    """Basis (m, r) and its coefficients (r, n): more than is wished, for what is cut cannot be judged yet."""
+    wish = truncation.at_bond(bond, bonds)
+    rank = 2 * wish.max_rank if isinstance(wish.max_rank, int) else None
+    weights = [weight for weight in (wish.cutoff, (wish.rtol or 0.0) ** 2 / bonds) if weight]
+    if rank is not None and not weights and 2 * rank <= min(matrix.shape):
+        # Subspace iteration from random vectors finds the leading ones much sooner than an SVD finds all.
+        start = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(bond))
+        basis = start.to(dtype=matrix.dtype, device=matrix.device)
+        for factor in (matrix, matrix.mH, matrix):
+            basis = torch.linalg.qr(factor @ basis)[0]
+        return basis, basis.mH @ matrix
+    # A hundredth of the weight that may be cut.
+    eps = torch.finfo(matrix.dtype).eps
+    u, s, vh = linalg.svd(matrix)
+    rank = select_rank(s, Truncation(max_rank=rank, cutoff=max(min(weights, default=0.0) / 100, eps * eps)))
+    return u[:, :rank], s[:rank, None] * vh[:rank]
 
 
 def _right_orthogonal(cores: CoresLike) -> tuple[list[Tensor], float]:
@@ -80,21 +99,21 @@ def measure_error(
     Returns:
         ||A x - y||, a bound of it and ||A x||.
     """
-    mirrored = [(a.transpose(0, 3), x.transpose(0, 3)) for a, x in reversed(sites)]
-    sizes = [(size_of(gram), log, gram) for gram, log in interfaces(mirrored, gram=True)]
+    sizes = [(size_of(gram), log, gram) for gram, log in interfaces(sites, gram=True)]
     squared_norm, log_squared = float(sizes[-1][2].real), sizes[-1][1]
     eps = torch.finfo(result[0].dtype).eps
     carry, log_carry, roundoff = result[0].new_ones(1, 1, 1), 0.0, 0.0
     log_norm = 0.5 * (log_squared + math.log2(squared_norm)) if squared_norm > 0 else 0.5 * log_squared
-    for k, ((a, x), core) in enumerate(zip(sites, result, strict=True)):
+    for k, ((a, x), core) in enumerate(zip(mirror(sites)[::-1], result, strict=True)):
         size, log, _ = sizes[len(sites) - k]
         roundoff += eps * size * (size_of(carry) * exponential(log_carry + 0.5 * log - log_norm)) ** 2
-        block = absorb_left(carry, a, x)
+        block = absorb(carry, a, x)  # (t, b, m, c, p)
         if k + 1 == len(sites):
-            carry = block
+            carry = block.reshape(-1, core.shape[0]).mT
             break
-        carry = core.reshape(-1, core.shape[2]).mH @ block.reshape(-1, block.shape[3] * block.shape[4])
-        carry, step = rescale(carry.reshape(-1, block.shape[3], block.shape[4]))
+        projected = block.reshape(block.shape[0] * block.shape[1], -1)
+        projected = projected @ core.conj().transpose(0, 1).reshape(-1, core.shape[2])
+        carry, step = rescale(projected.reshape(*block.shape[:2], -1))
         log_carry += step
     # Pythagoras: what the basis of y cannot hold, and how far y is from the best that it holds.
     unit = exponential(log_carry - log_norm)
