@@ -373,6 +373,7 @@ class TwoSiteDMRG:
 
     def _synchronize(self) -> None:
         """Take the parameter's cores where somebody else has changed them; canonical, center 0."""
+        self.parameter.check_sweep("TwoSiteDMRG")
         signature = self.parameter.signature()
         if signature == self._signature and self._cores:
             return

@@ -17,8 +17,17 @@ from ttnet.parameter import TTParameter
 from ttnet.random import check_shape, resolve_ranks
 from ttnet.tensor_train import TensorTrain
 
-KICK = 1e-3
+KICK = 1e-2
 """Size of the random directions that a bond is given when it grows, relative to the core's entries."""
+
+STALLED = 2
+"""Sweeps in turn that lower neither the held-out error nor the loss, after which a rank is done."""
+
+FALLING = 0.1
+"""Share by which a sweep has to lower the loss if it is to count: held-out entries are few, and noisy."""
+
+FRUITLESS = 2
+"""Ranks in turn that do not lower it, after which the fit is done: one may begin at a saddle."""
 
 
 @dataclass
@@ -47,8 +56,8 @@ def fit(
     """A train through given entries: completion of a tensor of which `values` are known.
 
     One-site sweeps solve for each core exactly; where they no longer lower the error on entries that are
-    held out, all ranks rise by one. It ends at `max_rank`, or where a higher rank does not lower that error,
-    and returns the best train by it. Many starts help against local minima: each further one begins from
+    held out, all ranks rise by one. It ends at `max_rank`, or where two higher ranks do not lower that
+    error, and returns the best train by it. Many starts help against local minima: each further one begins from
     other random directions, and all end early where one has reached `target`.
 
     Args:
@@ -59,7 +68,8 @@ def fit(
         starts: Number of random starts; the best by held-out error is kept.
         held_out: Share of the entries that is held out, above 0.
         sweeps: Largest number of sweeps of a start.
-        tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it.
+        tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it, and
+            the loss by less than a tenth.
         target: Relative held-out error at which to stop.
         l2: Weight of |train|^2 / 2.
         progress: Show one line a sweep.
@@ -131,7 +141,7 @@ class _Run:
 
     def until(self, *, max_rank: int, sweeps: int, tol: float, target: float) -> DMRGResult:
         """Raise the rank up to `max_rank`; see `fit`."""
-        status = Status.MAX_SWEEPS
+        status, fruitless = Status.MAX_SWEEPS, 0
         for rank in range(1, max_rank + 1):
             before = self._best.error
             if rank > 1:
@@ -139,7 +149,8 @@ class _Run:
             settled = self._sweep_while_it_pays(sweeps, tol, target)
             if not settled:
                 break
-            if self._best.error <= target or self._best.error > (1 - tol) * before or rank == max_rank:
+            fruitless = fruitless + 1 if self._best.error > (1 - tol) * before else 0
+            if self._best.error <= target or fruitless == FRUITLESS or rank == max_rank:
                 status = Status.CONVERGED
                 break
         loss = self._trajectory[-1].loss_after
@@ -153,18 +164,20 @@ class _Run:
 
     def _sweep_while_it_pays(self, sweeps: int, tol: float, target: float) -> bool:
         """Whether the error settled, or reached the target, within the number of sweeps."""
-        stalled, lowest = 0, float("inf")
+        stalled, lowest, loss = 0, float("inf"), float("inf")
         while len(self._trajectory) < sweeps:
             self._trajectory.append(self._optimizer.sweep(self._problem))
             if self._watch is not None:
                 self._watch(len(self._trajectory), self._trajectory[-1])
             train = self._parameter.tensor_train()
             error = self._check(train)
-            stalled = 0 if error < (1 - tol) * lowest else stalled + 1
+            last, loss = loss, self._trajectory[-1].loss_after or 0.0
+            pays = error < (1 - tol) * lowest or loss < (1 - FALLING) * last
+            stalled = 0 if pays else stalled + 1
             lowest = min(error, lowest)
             if error < self._best.error:
                 self._best = _Best(error, train)
-            if stalled == 2 or error <= target:
+            if stalled == STALLED or error <= target:
                 return True
         return False
 

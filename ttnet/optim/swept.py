@@ -103,8 +103,9 @@ class SweptTrain:
 
         Raises:
             NonFiniteError: A core holds a NaN or an infinity.
-            StateError: A core holds a gradient that the optimizer has not used.
+            StateError: A core holds a gradient that the optimizer has not used, or the train refuses sweeps.
         """
+        self.parameter.check_sweep("scheduler.step")
         for k, core in enumerate(self.parameter.core_parameters()):
             if not bool(torch.isfinite(core.detach()).all()):
                 raise NonFiniteError(
