@@ -57,8 +57,8 @@ def fit(
 
     One-site sweeps solve for each core exactly; where they no longer lower the error on entries that are
     held out, all ranks rise by one. It ends at `max_rank`, or where two higher ranks do not lower that
-    error, and returns the best train by it. Many starts help against local minima: each further one begins from
-    other random directions, and all end early where one has reached `target`.
+    error, and returns the best train by it. Many starts help against local minima: each further one begins
+    from other random directions, and all end early where one has reached `target`.
 
     Args:
         indices: Shape (batch, d), integers.
@@ -68,8 +68,8 @@ def fit(
         starts: Number of random starts; the best by held-out error is kept.
         held_out: Share of the entries that is held out, above 0.
         sweeps: Largest number of sweeps of a start.
-        tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it, and
-            the loss by less than a tenth.
+        tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it,
+            and the loss by less than a tenth.
         target: Relative held-out error at which to stop.
         l2: Weight of |train|^2 / 2.
         progress: Show one line a sweep.
