@@ -79,6 +79,34 @@ def shifted(images: Tensor) -> Tensor:
     return torch.cat([padded[:, i : i + 8, j : j + 8] for i, j in corners])
 
 
+def load(training: int, test: slice, *, shifts: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images and digits that train, images and digits that test."""
+    images, digits = load_digits(return_X_y=True)
+    images, digits = torch.tensor(images).reshape(-1, 8, 8) / 16, torch.tensor(digits)
+    shown, labels = images[:training], digits[:training]
+    if shifts:
+        shown, labels = shifted(shown), labels.repeat(5)
+    return shown, labels, images[test], digits[test]
+
+
+def features(images: Tensor, mean: Tensor, scale: float) -> Tensor:
+    """The two features of each pixel, (batch, pixels, 2)."""
+    centered = scale * (images.flatten(1) - mean)
+    return torch.stack([torch.ones_like(centered), centered], 2)
+
+
+def start(points: Tensor, labels: Tensor, scale: float) -> ttnet.TensorTrain:
+    """Ridge regression onto 4 (one-hot - 1/10), logits of a moderate size."""
+    x, y = points[:, :, 1], 4 * (F.one_hot(labels, CLASSES) - 0.1).to(points)
+    ridge = scale**2 * torch.eye(PIXELS, dtype=x.dtype)
+    return linear_train(torch.linalg.solve(x.T @ x + ridge, x.T @ y)).truncate(ttnet.Truncation(rtol=1e-10))
+
+
+def error(train: ttnet.TensorTrain, points: Tensor, truth: Tensor) -> float:
+    """Share of images that are misread."""
+    return float((outputs(train, points).argmax(1) != truth).double().mean())
+
+
 def main(
     training: int = 1347,
     test: slice = slice(-450, None),
@@ -94,36 +122,20 @@ def main(
 
     The smaller the `scale` of the second feature, the dearer are products of many pixels under `l2`.
     """
-    images, digits = load_digits(return_X_y=True)
-    images, digits = torch.tensor(images).reshape(-1, 8, 8) / 16, torch.tensor(digits)
-    shown, labels = images[:training], digits[:training]
-    if shifts:
-        shown, labels = shifted(shown), labels.repeat(5)
+    shown, labels, others, truth = load(training, test, shifts=shifts)
     mean = shown.flatten(1).mean(0)
-
-    def features(pixels: Tensor) -> Tensor:
-        centered = scale * (pixels.flatten(1) - mean)
-        return torch.stack([torch.ones_like(centered), centered], 2)
-
-    points = features(shown)
-    # Ridge regression onto 4 (one-hot - 1/10): logits of a moderate size.
-    x, y = points[:, :, 1], 4 * (F.one_hot(labels, CLASSES) - 0.1).to(points)
-    ridge = scale**2 * torch.eye(PIXELS, dtype=x.dtype)
-    start = linear_train(torch.linalg.solve(x.T @ x + ridge, x.T @ y))
-
-    parameter = ttnet.TTParameter(perturbed(start.truncate(ttnet.Truncation(rtol=1e-10)), 0.01, seed))
+    points, other_points = features(shown, mean, scale), features(others, mean, scale)
+    linear = start(points, labels, scale)
+    parameter = ttnet.TTParameter(perturbed(linear, 0.01, seed))
     optimizer = TwoSiteDMRG(parameter, truncation=ttnet.Truncation(max_rank=max_rank), seed=seed)
     loss = partial(F.cross_entropy, label_smoothing=0.1)
     problem = GatherLoss(list(points.unbind(1)), labels, loss, label_mode=LABEL, l2=l2)
     result = optimizer.minimize(problem, sweeps=sweeps)
 
-    def error(train: ttnet.TensorTrain, pixels: Tensor, truth: Tensor) -> float:
-        return float((outputs(train, features(pixels)).argmax(1) != truth).double().mean())
-
     scores = Scores(
-        linear=error(start, images[test], digits[test]),
-        test=error(result.tensor_train, images[test], digits[test]),
-        training=error(result.tensor_train, shown, labels),
+        linear=error(linear, other_points, truth),
+        test=error(result.tensor_train, other_points, truth),
+        training=error(result.tensor_train, points, labels),
         max_rank=max(result.tensor_train.ranks),
     )
     print(
