@@ -69,18 +69,24 @@ def count_directions(
             "growth: 'test' needs the residuals of samples, which a plain closure does not show; use "
             "GatherLoss, Composite(outputs=, loss=), or growth='free'"
         )
-    signal = torch.linalg.svdvals(project(start.gradient, left, right))
-    noise = [
-        torch.linalg.svdvals(project(local.sign_flipped_gradient(start.block, generator), left, right))[0]
-        for _ in range(FLIPS)
-    ]
-    floor = torch.stack(noise).mean() + DEVIATIONS * torch.stack(noise).std()
-    return int((signal > floor).sum())
+    flips = [local.sign_flipped_gradient(start.block, generator) for _ in range(FLIPS)]
+    spectra = torch.linalg.svdvals(project(torch.stack([start.gradient, *flips]), left, right))
+    signal, noise = spectra[0], spectra[1:, 0]
+    return int((signal > noise.mean() + DEVIATIONS * noise.std()).sum())
 
 
 def project(gradient: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """(1 - U U^H) G (1 - V^H V), with U and V from the cores on both sides, shape (l m, n s)."""
-    matrix = gradient.flatten(2, 3).flatten(0, 1)
+    """(1 - U U^H) G (1 - V^H V), with U and V from the cores on both sides.
+
+    Args:
+        gradient: Shape (..., l, m, n, s), one or several.
+        left: Left core (l, m, r).
+        right: Right core (r, n, s).
+
+    Returns:
+        Shape (..., l m, n s).
+    """
+    matrix = gradient.flatten(-2).flatten(-3, -2)
     u = linalg.positive_qr(left_unfold(left))[0]
     v = linalg.positive_lq(right_unfold(right))[1]
     matrix = matrix - u @ (u.mH @ matrix)

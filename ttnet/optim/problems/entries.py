@@ -117,6 +117,7 @@ class LocalEntries:
         self._l2 = l2
         self.is_quadratic = is_quadratic
         self._factor: Tensor | None = None
+        self._sloped: tuple[Tensor, Tensor] | None = None
 
     def outputs(self, block: Tensor) -> Tensor:
         """Values at the points, shape (batch, 1)."""
@@ -159,7 +160,9 @@ class LocalEntries:
 
     def sign_flipped_gradient(self, block: Tensor, generator: torch.Generator) -> Tensor:
         """The gradient with a random sign for each sample's residual."""
-        _, slope = self._loss.slope(self.outputs(block))
+        if self._sloped is None or self._sloped[0] is not block:
+            self._sloped = block, self._loss.slope(self.outputs(block))[1]
+        slope = self._sloped[1]
         signs = torch.randint(0, 2, (len(slope), 1), generator=generator).to(slope) * 2 - 1
         return self.pull_back(slope * signs, block.shape)
 

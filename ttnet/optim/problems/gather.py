@@ -191,6 +191,7 @@ class LocalGather:
         self._left = left
         self._right = right
         self._problem = problem
+        self._sloped: tuple[Tensor, Tensor] | None = None
         self.is_quadratic = problem.is_quadratic
 
     def outputs(self, block: Tensor) -> Tensor:
@@ -236,7 +237,9 @@ class LocalGather:
 
     def sign_flipped_gradient(self, block: Tensor, generator: torch.Generator) -> Tensor:
         """The gradient with a random sign for each sample's residual."""
-        _, slope = self._problem.slope(self.outputs(block))
+        if self._sloped is None or self._sloped[0] is not block:
+            self._sloped = block, self._problem.slope(self.outputs(block))[1]
+        slope = self._sloped[1]
         signs = torch.randint(0, 2, (len(slope), 1), generator=generator).to(slope) * 2 - 1
         return self.pull_back(slope * signs, block.shape)
 
