@@ -20,6 +20,7 @@ def test_entries_are_computed_once() -> None:
         indices = torch.stack([torch.randint(n, (60,)) for n in (4, 5, 6)], 1)
         assert torch.equal(box(indices), indices.double().sum(1))
     assert len(seen) == len(set(seen)) == box.evaluations
+    assert box.nonzero == sum(any(index) for index in set(seen))
 
 
 def test_entries_that_share_a_label_are_told_apart() -> None:

@@ -23,7 +23,8 @@ def ones(*shape, dtype=torch.float32, device="cpu"):
     [
         ([], ShapeError, "at least one core, got none"),
         ([ones(1, 2, 1), None], ShapeError, "expected tensors, got NoneType as core 1"),
-        ([np.ones((1, 2, 1))], ShapeError, "expected tensors, got ndarray as core 0"),
+        ([[[[1.0]]]], ShapeError, "expected tensors, got list as core 0"),
+        ([np.ones((1, 2))], ShapeError, r"core 0 as (left_rank, mode, right_rank), got (1, 2)"),
         ([ones(1, 2)], ShapeError, r"core 0 as (left_rank, mode, right_rank), got (1, 2)"),
         (
             [ones(1, 2, 3), ones(3, 2, 2, 1)],
@@ -232,3 +233,19 @@ def test_modes_of_size_one_are_contracted_too(train, data):
     wider = [*train.cores[:at], torch.eye(rank, dtype=train.dtype)[:, None], *train.cores[at:]]
     expected = np.expand_dims(dense.full(train.cores), at)
     assert dense.distance(cores.contract(wider), expected) <= 20 * eps(train.dtype) * scale_of(train)
+
+
+@pytest.mark.parametrize("absorb", ["left", "right"])
+@pytest.mark.parametrize("values", [(1, 1, 1, 1), (2, 1, 1, 0), (1, 0, 0, 0)])
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (1, 4, 2, 3)])
+def test_gradients_of_a_split_that_keeps_everything_are_those_of_the_identity(absorb, values, sizes):
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 4, dtype=torch.float64))[0] for n in (4, sizes[2] * sizes[3])
+    )
+    block = ((left * torch.tensor(values, dtype=torch.float64)) @ right.mH).reshape(sizes).requires_grad_()
+    weights = torch.randn(sizes, dtype=torch.float64)
+    a, b, _ = cores.split_bond(block, Truncation(), absorb=absorb)
+    (slope,) = torch.autograd.grad((cores.merge_bond(a, b) * weights).sum(), block)
+    if sizes == (2, 2, 2, 2) or (absorb == "right" and values[-1] == 0):
+        torch.testing.assert_close(slope, weights)
+    assert bool(torch.isfinite(slope).all())

@@ -101,11 +101,50 @@ def test_pivots_tell_what_no_search_can_find() -> None:
         return (indices == torch.tensor([3, 1, 4, 1, 5, 9])).all(1).double()
 
     options = CrossOptions(seed=0)
-    lost, _ = cross(needle, (10,) * 6, options=options)
+    lost, report = cross(needle, (10,) * 6, options=options)
+    assert report.message.startswith("every entry that was seen is 0")
     assert float(gather(lost, [[3, 1, 4, 1, 5, 9]])) == 0
     cores, report = cross(needle, (10,) * 6, options=options, pivots=torch.tensor([[3, 1, 4, 1, 5, 9]]))
     assert report.ranks == (1,) * 5
     assert float(gather(cores, [[3, 1, 4, 1, 5, 9]])) == 1
+    assert (report.status, report.nonzero) == ("unverified", 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_zeros_on_held_out_points_verify_nothing(seed) -> None:
+    def diagonal(indices):
+        return (indices == indices[:, :1]).all(1).double()
+
+    cores, report = cross(diagonal, (4,) * 8, options=CrossOptions(seed=seed))
+    missed = float(
+        (contract(cores).flatten() - diagonal(torch.cartesian_prod(*[torch.arange(4)] * 8))).norm()
+    )
+    assert missed >= 1  # of four entries that are 1
+    assert report.held_out_error == 0
+    assert report.status == "unverified"
+    assert not report.converged
+    assert "exactly 0" in report.message
+
+
+def test_a_small_support_that_neighbors_see_is_verified() -> None:
+    def box(indices):
+        return ((indices >= 3) & (indices < 6)).all(1).double() * (1 + indices.sum(1))
+
+    _, report = cross(box, (10,) * 6, options=CrossOptions(seed=0), pivots=torch.full((1, 6), 3))
+    assert report.converged
+    assert report.ranks == (2,) * 5
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e160, 1e300])
+def test_the_scale_of_the_function_does_not_matter(scale) -> None:
+    options = CrossOptions(rtol=1e-6, seed=0)
+    _, plain = cross(hilbert, [GRID] * 4, options=options)
+    cores, report = cross(lambda x: hilbert(x) * scale, [GRID] * 4, options=options)
+    assert report.converged
+    assert report.ranks == plain.ranks
+    assert plain.held_out_error / 5 < report.held_out_error < 5 * plain.held_out_error
+    corner = torch.zeros(1, 4, dtype=torch.int64)
+    assert float(gather(cores, corner)) == pytest.approx(scale, rel=1e-6)
 
 
 def test_quantics_of_a_sharp_peak() -> None:

@@ -423,3 +423,18 @@ def test_non_finite_entries_are_refused(bad):
     tensor[0, 1, 1] = bad
     with pytest.raises(NonFiniteError, match="matrix: expected finite entries"):
         tt_svd(tensor, Truncation(rtol=1e-3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e290])
+def test_squares_out_of_range(method, scale):
+    tensor = torch.randn(6, 7, 8, dtype=torch.float64)
+    _, expected = tt_svd(tensor, Truncation(rtol=0.3), method=method)
+    norm = float(tensor.norm())
+    for wish in (Truncation(rtol=0.3), Truncation(atol=0.3 * norm * scale)):
+        cores, report = tt_svd(tensor * scale, wish, method=method)
+        assert report.ranks_after == expected.ranks_after
+        assert report.norm / scale == pytest.approx(norm)
+        assert report.relative_error == pytest.approx(expected.relative_error)
+        error = float((contract(cores) / scale - tensor).norm())
+        assert error == pytest.approx(report.error_estimate / scale)

@@ -10,7 +10,7 @@ from tests import dense
 from tests.strategies import DTYPES, cores_of, eps, ghz, scale_of, trains
 from ttnet import TensorTrain, gauge
 from ttnet.cores import contract, possible_ranks, ranks_of
-from ttnet.errors import ShapeError
+from ttnet.errors import NonFiniteError, ShapeError
 
 
 @given(st.data())
@@ -205,3 +205,39 @@ def test_gauge_maps_follow_one_another():
 def test_gauge_maps_of_a_single_core():
     core = torch.randn(1, 4, 1)
     assert gauge.GaugeMaps(left=(), right=()).apply([core])[0] is core
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0])
+@pytest.mark.parametrize("center", [0, 150, -1])
+def test_a_norm_that_no_number_can_hold_is_refused(factor, center):
+    cores = [core * factor for core in cores_of("random", (4,) * 300, [3] * 299, torch.float32, 0)]
+    message = r"train: expected a norm within the range of torch\.float32 .*train\.normalized\(\)"
+    with pytest.raises(NonFiniteError, match=message):
+        gauge.orthogonalize(cores, center)
+    found, exponent = gauge.orthogonalize_scaled(cores, center)
+    assert dense.is_canonical(found, center % 300)
+    logarithm = float(torch.linalg.vector_norm(found[center]).log()) + exponent * math.log(2)
+    assert logarithm == pytest.approx(float(TensorTrain(cores).log_norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("center", [0, 3, -1])
+def test_what_is_out_of_range_on_the_way_alone_does_no_harm(center):
+    exact = cores_of("random", (3,) * 6, [3] * 5, torch.float64, 0)
+    scales = (1e25, 1e25, 1e-30, 1e-30, 1e30, 1e-20)
+    cores = [(core * scale).float() for core, scale in zip(exact, scales, strict=True)]
+    found = gauge.orthogonalize(cores, center)
+    torch.testing.assert_close(contract(found), contract(exact).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_non_finite_cores_are_refused():
+    cores = cores_of("random", (3, 3), [3], torch.float32, 0)
+    cores[1][0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="matrix: expected finite entries in every core"):
+        gauge.orthogonalize(cores, 0)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.complex64, 4e18), (torch.complex128, 10**153.5)])
+def test_complex_cores_whose_squares_are_about_to_overflow(dtype, scale):
+    cores = [torch.randn(1, 24, 8, dtype=dtype), torch.randn(8, 8, 1, dtype=dtype)]
+    found = gauge.orthogonalize([cores[0] * scale, cores[1]], 1)
+    torch.testing.assert_close(contract([found[0], found[1] / scale]), contract(cores))

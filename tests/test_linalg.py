@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -207,3 +209,17 @@ def test_no_factor_is_conjugated_lazily(shape):
     for factors in (linalg.positive_qr(matrix), linalg.positive_lq(matrix), linalg.svd(matrix)):
         assert not any(factor.is_conj() for factor in factors)
         assert all(factor.numpy().size for factor in factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (6, 6)])
+def test_a_qr_is_right_at_every_scale(dtype, shape):
+    matrix = torch.randn(*shape, dtype=dtype)
+    info = torch.finfo(dtype)
+    reach = int(math.log10(info.max)) - 2
+    for exponent in [*range(-reach, reach, max(1, reach // 40)), reach / 2 - 0.5, reach / 2, reach / 2 + 0.5]:
+        scaled = matrix * 10.0**exponent
+        q, r = linalg.positive_qr(scaled)
+        assert_orthonormal_columns(q)
+        largest = float(scaled.abs().amax())
+        torch.testing.assert_close(q @ (r / largest), scaled / largest)

@@ -8,10 +8,11 @@ from hypothesis import given
 
 from tests import dense
 from tests.strategies import DTYPES, eps, scale_of, trains
+from ttnet import TensorTrain, Truncation
 from ttnet.algebra import add, scale
-from ttnet.cores import inner
+from ttnet.cores import contract, inner
 from ttnet.errors import ShapeError
-from ttnet.log_scale import log_dot, log_norm
+from ttnet.log_scale import log_dot, log_norm, normalize
 from ttnet.random import random_cores
 
 
@@ -69,7 +70,10 @@ def test_zero(dtype) -> None:
     assert float(logarithm) == -math.inf
     assert float(log_norm(zeros)) == -math.inf
     leaves = [core.requires_grad_() for core in zeros]
-    assert float(log_norm(leaves)) == -math.inf
+    value = log_norm(leaves)
+    assert float(value.detach()) == -math.inf
+    gradients = torch.autograd.grad(value, leaves)
+    assert all(not gradient.any() for gradient in gradients)
 
 
 def test_a_small_difference_of_large_trains() -> None:
@@ -104,3 +108,30 @@ def test_it_agrees_with_inner() -> None:
     )
     phase, logarithm = log_dot(a, b)
     assert float(phase * logarithm.exp()) == pytest.approx(float(inner(a, b)), rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_normalized_train_is_within_range_whatever_its_norm_was(dtype, factor) -> None:
+    train = TensorTrain([core * factor for core in random_cores((4,) * 250, 3, seed=0, dtype=dtype)])
+    assert not 0 < float(train.norm()) < math.inf or dtype in (torch.float64, torch.complex128)
+    unit, logarithm = train.normalized()
+    assert unit.center == 0
+    assert float(unit.norm()) == pytest.approx(1, rel=10 * eps(dtype))
+    assert float(TensorTrain(unit.cores).norm()) == pytest.approx(1, rel=1e4 * eps(dtype))
+    assert float(logarithm) == pytest.approx(float(train.log_norm()), rel=1e3 * eps(dtype))
+    assert float(log_dot(unit.cores, train.cores)[1]) == pytest.approx(float(logarithm), rel=1e3 * eps(dtype))
+    unit.orthogonalize(-1).truncate(Truncation(rtol=1e-3))
+
+
+def test_normalizing_differentiates_and_leaves_zero_alone() -> None:
+    leaves = [core.requires_grad_() for core in random_cores((3, 4, 3), 2, seed=0, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda *c: contract(normalize(c)[0]), leaves)
+    assert torch.autograd.gradcheck(lambda *c: normalize(c)[1], leaves)
+    for shape in ((3,), (3, 4)):
+        train, logarithm = TensorTrain([torch.zeros(1, n, 1) for n in shape]).normalized()
+        assert float(logarithm) == -math.inf
+        assert not train.full().any()
+    train, logarithm = TensorTrain([torch.full((1, 4, 1), 1e-42)]).normalized()
+    assert float(logarithm) == pytest.approx(math.log(2e-42), rel=1e-3)
+    torch.testing.assert_close(train.full(), torch.full((4,), 0.5))

@@ -196,6 +196,19 @@ def test_bad_arguments_are_named():
             measure(train * 0)
 
 
+@pytest.mark.parametrize("method", ["auto", "pairs", "residual"])
+def test_real_and_complex_operators_add_in_any_order(method):
+    shape = (2, 3, 2)
+    state = ttnet.random_train(shape, 3, seed=0, dtype=torch.float64)
+    a = TTMatrix.random(shape, shape, 2, seed=1, dtype=torch.float64)
+    b = TTMatrix.random(shape, shape, 2, seed=2, dtype=torch.complex128)
+    x = vector(state)
+    y = (full(a.cores) + full(b.cores)) @ x
+    exact = dense.norm(y) ** 2 - abs(x.conj() @ y) ** 2
+    for operators in ([a, b], [b, a], [a, b.to(torch.complex64).to(torch.complex128), a * 0]):
+        assert variance(operators, state, method=method).item() == pytest.approx(exact, rel=1e-5)
+
+
 def test_a_cut_ground_state_is_certified_by_its_variance():
     # |E - E_0| is at most the variance over the gap (Temple), here on a state found densely.
     chain = heisenberg(8, dtype=torch.float64)

@@ -53,7 +53,7 @@ def test_scaling_a_core_is_exact(scale):
 @pytest.mark.parametrize("method", ["qr-svd", "gram", "randomized"])
 def test_a_result_out_of_range_is_refused(method):
     cores = [core * 1e30 for core in cores_of("random", (4, 4), [4], torch.float32, 0)]
-    with pytest.raises(NonFiniteError, match=r"cores: expected a train within the range of torch\.float32"):
+    with pytest.raises(NonFiniteError, match=r"train: expected a norm within the range of torch\.float32"):
         truncate(cores, Truncation(max_rank=2), method=method)
 
 

@@ -134,7 +134,7 @@ def test_a_cap_below_a_tolerance_is_told(method):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_auto_turns_to_full_precision_where_gram_matrices_see_nothing(dtype):
+def test_gram_matrices_that_see_nothing_give_way_to_triangles(dtype):
     # What the left of a bond can tell apart is less than its rank: all error of the cut is roundoff, but the
     # Gram matrix must cancel to show it.
     matrix = TTMatrix.identity([3] * 6, dtype=dtype)
@@ -142,12 +142,30 @@ def test_auto_turns_to_full_precision_where_gram_matrices_see_nothing(dtype):
     second = ttnet.random_train([3] * 6, (3, 4, 4, 3, 3), seed=1, dtype=dtype)
     train = first + TensorTrain([*first.cores[:3], *second.cores[3:]])
     exact = dense_of(train)
-    bounds = {}
     for method in ("density", "auto"):
         product, report = apply(matrix, train, Truncation(max_rank=6), method=method, return_report=True)
-        bounds[method] = report.error_bound / report.norm
-        assert dense.norm(dense_of(product) - exact) <= report.error_bound
-    assert bounds["auto"] <= 2000 * eps(dtype) < 0.1 * bounds["density"]
+        assert dense.norm(dense_of(product) - exact) <= report.error_bound <= 2000 * eps(dtype) * report.norm
+
+
+@pytest.mark.parametrize("method", ["density", "qr", "auto"])
+def test_a_tolerance_below_what_gram_matrices_resolve_finds_the_exact_ranks(method):
+    train = ttnet.random_train((4,) * 5, rank=3, seed=0, dtype=torch.float64)
+    matrix = TTMatrix.identity((4,) * 5, dtype=torch.float64)
+    product, report = apply(matrix + matrix, train, Truncation(rtol=1e-10), method=method, return_report=True)
+    assert product.ranks == train.ranks
+    assert report.error_bound < 1e-10 * report.norm
+
+
+@pytest.mark.parametrize("method", ["auto", "density", "qr", "zip-up", "direct"])
+@pytest.mark.parametrize("factor", [0.01, 1.0])
+def test_a_product_that_no_number_can_hold_is_refused_and_its_normalized_factor_is_not(method, factor):
+    train = ttnet.random_train((4,) * 160, rank=3, seed=0, dtype=torch.float32)
+    train = TensorTrain([core * factor for core in train.cores])
+    matrix = TTMatrix.identity((4,) * 160, dtype=torch.float32)
+    with pytest.raises(NonFiniteError, match=r"train: expected a norm within the range of .*normalized\(\)"):
+        apply(matrix, train, Truncation(rtol=1e-2), method=method)
+    product = apply(matrix, train.normalized()[0], Truncation(rtol=1e-2), method=method)
+    assert float(product.norm()) == pytest.approx(1, rel=1e-3)
 
 
 def test_operators_that_cancel_are_judged_honestly():

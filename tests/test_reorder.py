@@ -13,7 +13,8 @@ from tests.matrices import full, matrices
 from tests.matrices import scale_of as matrix_scale_of
 from tests.strategies import DTYPES, cores_of, eps
 from ttnet import reorder
-from ttnet.construct import sum_of
+from ttnet.algebra import add
+from ttnet.construct import ones, sum_of, superdiagonal
 from ttnet.cores import check, contract, possible_ranks, ranks_of, shape_of
 from ttnet.errors import ConfigError, RankError, ShapeError
 from ttnet.random import random_cores
@@ -140,6 +141,75 @@ def test_one_size_may_be_left_open(shape, expected) -> None:
     cores = random_cores((3, 2, 4), 2, seed=0)
     found, _ = reorder.reshape(cores, shape)
     assert shape_of(found) == expected
+
+
+ALL_BONDS = [
+    lambda cores, wish: reorder.permute(cores, (0, 1, 2), wish),
+    lambda cores, wish: reorder.permute(cores, (2, 1, 0), wish),
+    lambda cores, wish: reorder.permute(cores, (1, 0, 2), wish),
+    lambda cores, wish: reorder.permute(cores, (0, 2, 1), wish),
+    lambda cores, wish: reorder.reshape(cores, (4, 4, 8), wish),
+    lambda cores, wish: reorder.reshape(cores, (16, 8), wish),
+    lambda cores, wish: reorder.reshape(cores, (2, 2, 4, 8), wish),
+    lambda cores, wish: reorder.reshape(cores, (4, 4, 2, 4), wish),
+    lambda cores, wish: reorder.to_qtt(cores, 2, wish),
+]
+
+
+@pytest.mark.parametrize("make", ALL_BONDS)
+def test_a_truncation_holds_for_every_bond_of_the_result(make) -> None:
+    cores = random_cores((4, 4, 8), 4, seed=0, dtype=torch.float64)
+    exact = contract(make(cores, None)[0])
+    found, report = make(cores, Truncation(max_rank=2))
+    assert max(ranks_of(found)) == 2
+    assert report.ranks_after == ranks_of(found)[1:-1]
+    true = error(contract(found), exact)
+    assert 0.1 * report.norm < true <= report.error_bound
+    bonds = len(found) - 1
+    found, _ = make(cores, Truncation(max_rank=[1] + [2] * (bonds - 1)))
+    assert ranks_of(found)[1:-1] == (1,) + (2,) * (bonds - 1)
+    # Twice the train by doubled ranks: every bond has something to drop.
+    doubled = add(cores, cores)
+    found, report = make(doubled, Truncation(rtol=1e-10))
+    assert ranks_of(found) == ranks_of(make(cores, None)[0])
+    assert error(contract(found), 2 * exact) <= 1e-10 * report.norm
+
+
+@pytest.mark.parametrize("make", ALL_BONDS)
+def test_what_is_no_truncation_or_impossible_is_named(make) -> None:
+    cores = random_cores((4, 4, 8), 4, seed=0)
+    with pytest.raises(ConfigError, match=r"truncation: .* got 2; write Truncation\(max_rank=2\)"):
+        make(cores, 2)
+    bonds = len(make(cores, None)[0]) - 1
+    with pytest.raises(RankError, match=r"max_rank: expected at most \d+ at bond 0"):
+        make(cores, Truncation(max_rank=[99] * bonds))
+
+
+@pytest.mark.parametrize(
+    ("kind", "truncation"),
+    [
+        ("equal", Truncation()),
+        ("equal", Truncation(max_rank=64)),
+        ("deficient", Truncation(max_rank=64)),
+        ("random", None),
+        ("random", Truncation(rtol=1e-10)),
+    ],
+)
+def test_gradients_where_nothing_is_cut(kind, truncation) -> None:
+    cores = {
+        "equal": superdiagonal(torch.ones(4, dtype=torch.float64), 4),
+        "deficient": add(ones([4] * 4, dtype=torch.float64), ones([4] * 4, dtype=torch.float64)),
+        "random": random_cores([4] * 4, 3, seed=0, dtype=torch.float64),
+    }[kind]
+    weights = torch.randn(256, dtype=torch.float64)
+    leaves = [core.clone().requires_grad_() for core in cores]
+    for found, exact in [
+        (reorder.reshape(leaves, (2, 2, 4, 2, 2, 4), truncation)[0], contract(leaves)),
+        (reorder.permute(leaves, (1, 0, 3, 2), truncation)[0], contract(leaves).permute(1, 0, 3, 2)),
+    ]:
+        got = torch.autograd.grad(contract(found).flatten() @ weights, leaves)
+        expected = torch.autograd.grad(exact.flatten() @ weights, leaves)
+        assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,6 +13,7 @@ from ttnet import TensorTrain, Truncation, tt_svd
 from ttnet.algebra import add, subtract
 from ttnet.cores import ranks_of
 from ttnet.errors import ConfigError, NonFiniteError, RankError, ShapeError
+from ttnet.random import random_cores
 from ttnet.rounding import distance, truncate
 
 EXACT = ("svd", "qr-svd", "gram")
@@ -301,3 +302,91 @@ def test_distance_of_near_trains_and_of_two_dtypes():
     assert distance(cores, [core.to(torch.complex64) for core in cores]) < 1e-5
     with pytest.raises(ShapeError, match=r"other: expected a train of shape \(3, 4, 3\), got \(3, 4\)"):
         distance(cores, cores_of("random", (3, 4), [3], torch.float64, 0))
+
+
+GHZ_CUTS = [Truncation(rtol=1e-10), Truncation(max_rank=3), Truncation()]
+
+
+def slopes_of(make, leaves, weights):
+    return torch.autograd.grad((TensorTrain(make(leaves)).full().real * weights).sum(), leaves)
+
+
+@pytest.mark.parametrize("modes", [2, 3, 4])
+@pytest.mark.parametrize("truncation", GHZ_CUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradients_where_nothing_is_cut_are_those_of_the_identity(modes, truncation, dtype):
+    # Equal singular values at every bond, and a square core, which has no directions outside.
+    leaves = [core.requires_grad_() for core in ghz((3,) * modes, dtype)]
+    weights = torch.randn((3,) * modes, dtype=torch.float64)
+    found = slopes_of(lambda cores: truncate(cores, truncation)[0], leaves, weights)
+    torch.testing.assert_close(found, slopes_of(lambda cores: cores, leaves, weights))
+
+
+@pytest.mark.parametrize("kind", ["deficient", "repeated"])
+@pytest.mark.parametrize("truncation", [Truncation(), Truncation(max_rank=8)])
+def test_gradients_of_directions_that_are_stored_twice(kind, truncation):
+    leaves = [core.requires_grad_() for core in cores_of(kind, (4, 4, 4), [2, 2], torch.float64, 0)]
+    weights = torch.randn(4, 4, 4, dtype=torch.float64)
+    found = slopes_of(lambda cores: truncate(cores, truncation)[0], leaves, weights)
+    torch.testing.assert_close(found, slopes_of(lambda cores: cores, leaves, weights))
+
+
+def test_gradients_of_a_cut_beside_equal_singular_values():
+    """Two equal values stay, a small one goes: compare with differences of the dense function."""
+    cores = ghz((3, 3, 3))
+    cores[0] = cores[0] * torch.tensor([1, 1, 0.1], dtype=torch.float64)
+    leaves = [core.clone().requires_grad_() for core in cores]
+    weights = torch.randn(3, 3, 3, dtype=torch.float64)
+    found = slopes_of(lambda c: truncate(c, Truncation(max_rank=2))[0], leaves, weights)
+    for k, slope in enumerate(found):
+
+        def loss(core, k=k):
+            moved = [*cores[:k], core, *cores[k + 1 :]]
+            return (TensorTrain(truncate(moved, Truncation(max_rank=2))[0]).full() * weights).sum()
+
+        torch.testing.assert_close(slope, dense.gradient(loss, cores[k]), atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def long():
+    """Cores of 1200 modes: in float64 no number holds the norm."""
+    return list(TensorTrain(random_cores((4,) * 1200, 3, seed=0, dtype=torch.float32)).cores)
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0])
+@pytest.mark.parametrize("method", ["auto", "svd", "qr-svd", "gram", "randomized"])
+def test_a_norm_out_of_range_is_refused_with_the_remedy(long, factor, method):
+    cores = [core * factor for core in long[:200]]
+    cores[-1] = cores[-1][:, :, :1]
+    message = r"train: expected a norm within the range of torch\.float32 .* got log_norm .*normalized\(\)"
+    with pytest.raises(NonFiniteError, match=message):
+        truncate(cores, Truncation(max_rank=2, rtol=1e-3), method=method)
+
+
+@pytest.mark.parametrize("method", ["svd", "qr-svd", "gram"])
+def test_what_is_out_of_range_on_the_way_alone_is_rounded(method):
+    # The left half is beyond float32, the right half takes it back.
+    cores = cores_of("random", (4,) * 120, [3] * 119, torch.float64, 0)
+    cores = [core * (10.0 if k < 60 else 0.01) for k, core in enumerate(cores)]
+    exact = cores
+    cores = [core.float() for core in cores]
+    found, report = truncate(cores, Truncation(rtol=1e-3), method=method)
+    assert distance(found, exact) <= 1e-2 * report.norm
+    assert report.norm == pytest.approx(float(TensorTrain(exact).norm()), rel=1e-3)
+
+
+def test_atol_far_from_one_is_met():
+    exact = cores_of("random", (4, 5, 4), [4, 4], torch.float64, 0)
+    for scale in (1e-180, 1e180):
+        scaled = [exact[0] * scale, *exact[1:]]
+        _, whole = truncate(scaled, Truncation(), method="svd")
+        for method in ("svd", "gram", "qr-svd"):
+            _, report = truncate(scaled, Truncation(atol=0.5 * whole.norm), method=method)
+            _, expected = truncate(exact, Truncation(rtol=0.5), method="svd")
+            assert report.ranks_after == expected.ranks_after
+            assert report.error_estimate / report.norm == pytest.approx(expected.relative_error)
+
+
+def test_a_distance_out_of_range_is_refused(long):
+    with pytest.raises(NonFiniteError, match=r"train: expected a norm within the range of torch\.float64"):
+        distance(long, [long[0] * 2, *long[1:]])

@@ -18,11 +18,11 @@ def sketched(cores, truncation):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_error_is_measured(dtype):
     cores = cores_of("random", (7, 7, 7, 7), [7, 40, 7], dtype, 0)
-    found = sketched(cores, Truncation(max_rank=3))
-    error = dense.distance(dense.full(found.cores), dense.full(cores))
-    assert dense.is_canonical(found.cores, 0)
-    assert error == pytest.approx(found.report.error_estimate, rel=1e-4)
-    assert error <= found.report.error_bound
+    kept, report = sketched(cores, Truncation(max_rank=3)).at_scale()
+    error = dense.distance(dense.full(kept), dense.full(cores))
+    assert dense.is_canonical(kept, 0)
+    assert error == pytest.approx(report.error_estimate, rel=1e-4)
+    assert error <= report.error_bound
     assert error <= 1.1 * truncate(cores, Truncation(max_rank=3), method="svd")[1].error_estimate
 
 

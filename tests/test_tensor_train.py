@@ -297,7 +297,55 @@ def test_iteration_runs_over_the_first_mode():
     assert [float(entry) for entry in example((4,))] == example((4,)).full().tolist()
 
 
-@pytest.mark.parametrize("modes", [None, 0, 1, -1, (0, 2), [1], (0, 1, 2), (0, 0), ()], ids=repr)
+@pytest.mark.parametrize("shape", [(4,), (1,)])
+def test_entries_are_no_views_of_the_cores(shape):
+    train = ttnet.TensorTrain([torch.ones(1, *shape, 1)])
+    for entry in (train[0], train[..., -1], train.max(), train.sum()):
+        entry += 5
+    assert torch.equal(train.full(), torch.ones(shape))
+
+
+def test_no_entries_are_gathered_from_no_indices():
+    for none in ([], (), np.empty((0, 3), dtype=np.int64), torch.empty(0, 3, dtype=torch.int64)):
+        assert example().gather(none).shape == (0,)
+
+
+def test_what_is_no_truncation_is_refused_with_a_remedy():
+    train, array = example(), example().numpy()
+    for bad, remedy in ((2, "max_rank=2"), ([2, 2], r"max_rank=\[2, 2\]"), (1e-3, "rtol=0.001"), (None, "")):
+        message = rf"^truncation: expected a Truncation, got .*; write Truncation\({remedy}\)$"
+        calls = [
+            lambda cut: train.truncate(cut),
+            lambda cut: train.truncate(cut, method="gram"),
+            lambda cut: ttnet.add(train, train, truncation=cut),
+            lambda cut: ttnet.multiply(train, train, cut),
+        ]
+        if bad is not None:  # which is the default of these
+            calls += [lambda cut: ttnet.tt_svd(array, cut), lambda cut: train.reshape((-1,), cut)]
+        for call in calls:
+            with pytest.raises(ConfigError, match=message):
+                call(bad)
+
+
+def test_operators_without_exact_cores_are_refused_with_a_remedy():
+    train = example()
+    for call, message in [
+        (lambda: torch.ones(3) @ train, "other: expected a TensorTrain, got Tensor; .* mode_product"),
+        (lambda: 2**train, "exponent: .* got a TensorTrain; .* ttnet.apply_elementwise"),
+        (lambda: torch.tensor(2.0) ** train, "exponent: .* ttnet.apply_elementwise"),
+        (lambda: abs(train), "abs: .* ttnet.apply_elementwise"),
+        (lambda: train**0.5, "exponent: .* got 0.5"),
+    ]:
+        with pytest.raises(DTypeError, match=f"^{message}"):
+            call()
+    torch.testing.assert_close((train ** torch.tensor(2)).full(), train.full() ** 2)
+    for call in (lambda: train + train.numpy(), lambda: train.numpy() * train):
+        with pytest.raises(ShapeError, match=r"^other: expected a number or a train, got an array .*tt_svd"):
+            call()
+    torch.testing.assert_close((train * np.array(2.0)).full(), 2 * train.full())
+
+
+@pytest.mark.parametrize("modes", [None, 0, 1, -1, (0, 2), [1], (0, 1, 2), ()], ids=repr)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sum(modes, dtype):
     train = example(dtype=dtype).orthogonalize(1)
@@ -308,7 +356,14 @@ def test_sum(modes, dtype):
     np.testing.assert_allclose(np.asarray(found), truth, rtol=0, atol=1e3 * eps(dtype))
 
 
-@pytest.mark.parametrize("mode", [3, -4, "0"])
+@pytest.mark.parametrize("modes", [(0, 0), (0, -3), [1, 2, 1]])
+def test_a_mode_that_is_named_twice_is_refused(modes):
+    for reduce in (example().sum, example().mean):
+        with pytest.raises(ShapeError, match=r"^modes: expected each mode once, got \("):
+            reduce(modes)
+
+
+@pytest.mark.parametrize("mode", [3, -4, "0", True])
 def test_a_mode_that_does_not_exist_is_refused(mode):
     with pytest.raises(ShapeError, match=rf"^modes: expected a core index from 0 to 2, got {mode!r}"):
         example().sum((mode,))

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.strategies import spectra
 from ttnet import Truncation, TruncationReport
 from ttnet.errors import ConfigError, RankError, TTNetError
-from ttnet.truncation import select_rank, tail_weights
+from ttnet.truncation import check_truncation, select_rank, tail_weights
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ from ttnet.truncation import select_rank, tail_weights
         *[
             ({name: bad}, ConfigError, f"{name}: expected a finite number of at least 0, got ")
             for name in ("cutoff", "rtol", "atol", "svd_min", "degeneracy_tol")
-            for bad in (-1e-9, math.inf, math.nan, "1e-3", 1j)
+            for bad in (-1e-9, math.inf, math.nan, "1e-3", 1j, True, np.bool_(True), torch.tensor([1e-3]))
         ],
         ({"cutoff": None}, ConfigError, "cutoff: .*got None"),
         ({"svd_min": None}, ConfigError, "svd_min: .*got None"),
@@ -64,6 +65,26 @@ def test_integers_of_numpy_are_integers():
     assert Truncation(max_rank=np.int64(4), cutoff=np.float64(0.5)) == Truncation(max_rank=4, cutoff=0.5)
     assert Truncation(max_rank=np.array([4, 2])) == Truncation(max_rank=[4, 2])
     assert type(Truncation(max_rank=np.int64(4)).max_rank) is int
+    assert Truncation(min_rank=np.int32(2)) == Truncation(min_rank=2)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    found = Truncation(
+        max_rank=torch.tensor([4, 2]), rtol=np.float32(0.5), atol=torch.tensor(0.25), cutoff=np.array(0.125)
+    )
+    assert found == Truncation(max_rank=[4, 2], rtol=0.5, atol=0.25, cutoff=0.125)
+    assert hash(found) == hash(Truncation(max_rank=[4, 2], rtol=0.5, atol=0.25, cutoff=0.125))
+    assert type(found.rtol) is type(found.atol) is float
+    assert Truncation(max_rank=torch.tensor(3)) == Truncation(max_rank=3)
+    with pytest.raises(RankError, match=r"max_rank: .*got 2.0"):
+        Truncation(max_rank=torch.tensor([2.0, 2.0]))
+
+
+def test_what_is_no_truncation_is_named():
+    check_truncation(Truncation())
+    for bad, remedy in ((3, "max_rank=3"), (np.int64(3), "max_rank=3"), (0.1, "rtol=0.1"), ("x", "...")):
+        with pytest.raises(ConfigError, match=re.escape(f"write Truncation({remedy})") + "$"):
+            check_truncation(bad)
 
 
 def test_each_bond_takes_its_cap():

@@ -68,19 +68,25 @@ def _expand(cores: CoresLike, like: CoresLike) -> Cores:
 
 
 def check_number(value: object) -> complex | Tensor:
-    """A Python number, or a tensor of no dimension, which keeps its graph.
+    """A Python number, or a tensor or an array of no dimension; a tensor keeps its graph.
 
     Raises:
-        ShapeError: A tensor that has dimensions.
+        ShapeError: A tensor or an array that has dimensions.
         DTypeError: Anything else.
     """
     if isinstance(value, Number):
         return value.item() if isinstance(value, np.generic) else value  # pyright: ignore[reportReturnType]
     if isinstance(value, Tensor) and value.ndim == 0:
         return value
-    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    error = ShapeError if isinstance(value, Tensor) else DTypeError
-    raise error(f"other: expected a number or a train, got {what}")
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray):
+        what = "a tensor" if isinstance(value, Tensor) else "an array"
+        raise ShapeError(
+            f"other: expected a number or a train, got {what} of shape {tuple(value.shape)}; make a train of "
+            f"it with ttnet.tt_svd, or take train.full()"
+        )
+    raise DTypeError(f"other: expected a number or a train, got {type(value).__name__}")
 
 
 def scale(cores: CoresLike, factor: complex | Tensor, *, at: int = 0) -> Cores:
@@ -166,6 +172,8 @@ def power(cores: CoresLike, exponent: int) -> Cores:
     Raises:
         DTypeError: Another exponent.
     """
+    if isinstance(exponent, Tensor) and not exponent.ndim:
+        exponent = exponent.item()  # pyright: ignore[reportAssignmentType]
     if isinstance(exponent, bool) or not isinstance(exponent, Integral) or exponent < 0:
         raise DTypeError(
             f"exponent: expected an integer of at least 0, got {exponent!r}; other powers have no exact "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ttnet import linalg
+from ttnet.scaling import power_of_two
 
 OVERSAMPLING = 8
 """Random directions beyond the rank that is looked for."""
@@ -21,12 +22,6 @@ def random_directions(rows: int, columns: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(_SEED)
     # Drawn on the CPU, so that all devices see the same directions.
     return torch.randn(rows, columns, dtype=like.dtype, generator=generator).to(like.device)
-
-
-def power_of_two(size: float) -> int:
-    """Exponent of 2 that brings `size` near 1; 0 where it is near enough."""
-    exponent = math.frexp(size)[1] if 0 < size < math.inf else 0
-    return exponent if abs(exponent) > 4 else 0
 
 
 def normalize(tensor: Tensor) -> tuple[Tensor, float, float]:

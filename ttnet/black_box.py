@@ -50,6 +50,7 @@ class BlackBox:
         self.shape = check_shape(sizes)
         self.dtype: torch.dtype | None = None  # of the values, once there are some
         self.evaluations = 0
+        self.nonzero = 0  # evaluated entries that are not 0
         self.largest = 0.0
         generator = np.random.default_rng(0)
         self._multipliers = generator.integers(1, 2**62, len(self.shape), dtype=np.int64) * 2 + 1
@@ -104,6 +105,7 @@ class BlackBox:
         step = self.batch_size or len(indices)
         values = torch.cat([self._call(indices[k : k + step]) for k in range(0, len(indices), step)])
         self.evaluations += len(indices)
+        self.nonzero += int(values.count_nonzero())
         self.largest = max(self.largest, float(values.abs().max()))
         return values
 

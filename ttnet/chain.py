@@ -1,7 +1,7 @@
 """`CoreChain`: what trains and TT-matrices have in common, immutable cores in a row and arithmetic."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 import torch
@@ -173,6 +173,20 @@ class CoreChain:
             DTypeError: Another exponent.
         """
         return type(self)(algebra.power(self._cores, exponent))
+
+    def __rpow__(self, base: object) -> NoReturn:
+        """Refused, as it has no exact cores."""
+        raise DTypeError(
+            f"exponent: expected an integer of at least 0, got a {type(self).__name__}; for entries as "
+            f"exponents use ttnet.apply_elementwise"
+        )
+
+    def __abs__(self) -> NoReturn:
+        """Refused, as it has no exact cores."""
+        raise DTypeError(
+            f"abs: magnitudes of the entries of a {type(self).__name__} have no exact cores; use "
+            f"ttnet.apply_elementwise(torch.abs, train), or train.norm()"
+        )
 
     @property
     def real(self) -> Self:

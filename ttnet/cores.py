@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
+from ttnet.arrays import to_tensors
 from ttnet.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from ttnet.truncation import Truncation, select_rank, tail_weights
 
@@ -20,7 +21,7 @@ def check(cores: CoresLike) -> Cores:
     """Read `cores` as the cores of a train, or say why they are none.
 
     Args:
-        cores: Tensors of shape (left_rank, mode, right_rank).
+        cores: Tensors, or arrays of numpy, of shape (left_rank, mode, right_rank).
 
     Returns:
         The same tensors as a tuple.
@@ -31,7 +32,7 @@ def check(cores: CoresLike) -> Cores:
         DTypeError: An integer core, or two dtypes.
         DeviceError: Two devices.
     """
-    cores = tuple(cores)
+    cores = tuple(to_tensors(cores, "cores"))
     if not cores:
         raise ShapeError("cores: expected at least one core, got none")
     first = cores[0]
@@ -207,15 +208,19 @@ def split_bond(block: Tensor, truncation: Truncation, absorb: str = "right") -> 
         raise ConfigError(f"absorb: expected 'left' or 'right', got {absorb!r}")
     left, m, n, right = block.shape
     matrix = block.reshape(left * m, n * right).to(linalg.working_dtype(block.dtype))
-    u, s, vh = linalg.svd(matrix)
+    if absorb == "right":
+        u, s, vh = linalg.svd(matrix)
+    else:
+        # A gradient is right for a function of the left factor, see `ttnet.factor_gradients`.
+        v, s, uh = linalg.svd(matrix.mH)
+        u, vh = uh.mH.resolve_conj(), v.mH.resolve_conj()
     budget = truncation.weight_budget(float(linalg.frobenius_norm(s.detach())))
     rank = select_rank(s, truncation.at_bond(0, 1), max_weight=budget)
     weight = float(tail_weights(s)[rank])
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-    if absorb == "right":
-        vh = s.unsqueeze(1) * vh
+    if linalg.needs_gradient(matrix):
+        # The same matrices, whose gradient also reaches the null directions.
+        a, b = (u, u.mH @ matrix) if absorb == "right" else (matrix @ vh.mH, vh)
     else:
-        u = u * s
-    a = u.to(block.dtype).reshape(left, m, rank)
-    b = vh.to(block.dtype).reshape(rank, n, right)
-    return a, b, weight
+        a, b = (u, s.unsqueeze(1) * vh) if absorb == "right" else (u * s, vh)
+    return a.to(block.dtype).reshape(left, m, rank), b.to(block.dtype).reshape(rank, n, right), weight

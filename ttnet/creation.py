@@ -4,7 +4,7 @@ What takes `dtype` and `device` has torch's defaults for them. No train has an i
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ttnet import decompose as _decompose
 from ttnet import random as _random
 from ttnet import spectral as _spectral
 from ttnet._typing import PerBond
+from ttnet.arrays import to_tensor, to_tensors
 from ttnet.black_box import VectorizedFunction
 from ttnet.cross import CrossOptions, CrossReport
 from ttnet.cross import cross as _cross_cores
@@ -68,9 +69,9 @@ def tt_svd(
 
     Raises:
         ShapeError: `tensor` has no mode or an empty one.
-        DTypeError: `tensor` is of an integer dtype.
+        DTypeError: `tensor` is of an integer dtype, or of one that torch does not have.
         RankError: `truncation.max_rank` is a list that the bonds cannot have.
-        ConfigError: `method` is unknown, or a tolerance is set under vmap.
+        ConfigError: `method` is unknown, `truncation` is none, or a tolerance is set under vmap.
         NonFiniteError: `tensor` holds a NaN or an infinity.
 
     Examples:
@@ -78,7 +79,9 @@ def tt_svd(
         >>> ttnet.tt_svd(numpy.ones((2, 3, 4)), ttnet.Truncation(rtol=1e-10)).ranks
         (1, 1, 1, 1)
     """
-    cores, report = _decompose.tt_svd(torch.as_tensor(tensor), truncation or Truncation(), method=method)
+    cores, report = _decompose.tt_svd(
+        to_tensor(tensor, "tensor"), Truncation() if truncation is None else truncation, method=method
+    )
     train = TensorTrain(cores, -1)
     return (train, report) if return_report else train
 
@@ -277,7 +280,7 @@ def rank_one(vectors: Sequence[Tensor | np.ndarray]) -> TensorTrain:
         DTypeError: Integers, or several dtypes.
         DeviceError: Several devices.
     """
-    return TensorTrain(construct.rank_one(_tensors(vectors)))
+    return TensorTrain(construct.rank_one(to_tensors(vectors, "vectors")))
 
 
 def meshgrid(vectors: Sequence[Tensor | np.ndarray]) -> tuple[TensorTrain, ...]:
@@ -300,7 +303,7 @@ def meshgrid(vectors: Sequence[Tensor | np.ndarray]) -> tuple[TensorTrain, ...]:
         >>> (x * x + y).shape, (x * x + y).ranks
         ((5, 9), (1, 2, 1))
     """
-    points = _tensors(vectors)
+    points = to_tensors(vectors, "vectors")
     rank_one(points)  # refuses what is no grid
     ones = [torch.ones_like(vector) for vector in points]
     return tuple(rank_one([*ones[:k], vector, *ones[k + 1 :]]) for k, vector in enumerate(points))
@@ -314,7 +317,7 @@ def sum_of(vectors: Sequence[Tensor | np.ndarray]) -> TensorTrain:
         DTypeError: Integers, or several dtypes.
         DeviceError: Several devices.
     """
-    return TensorTrain(construct.sum_of(_tensors(vectors)))
+    return TensorTrain(construct.sum_of(to_tensors(vectors, "vectors")))
 
 
 def superdiagonal(values: Tensor | np.ndarray, ndim: int) -> TensorTrain:
@@ -324,8 +327,4 @@ def superdiagonal(values: Tensor | np.ndarray, ndim: int) -> TensorTrain:
         ShapeError: `values` is no vector, or `ndim` is below 1.
         DTypeError: Integer values.
     """
-    return TensorTrain(construct.superdiagonal(_tensors([values])[0], ndim))
-
-
-def _tensors(vectors: Sequence[Any]) -> list[Any]:
-    return [torch.as_tensor(vector) if isinstance(vector, np.ndarray) else vector for vector in vectors]
+    return TensorTrain(construct.superdiagonal(to_tensors([values], "values")[0], ndim))

@@ -24,11 +24,14 @@ from ttnet.gather import gather
 from ttnet.log_scale import log_norm
 from ttnet.maxvol import maxvol
 
-CrossStatus = Literal["converged", "max_rank", "max_sweeps", "max_evaluations", "stagnated"]
+CrossStatus = Literal["converged", "max_rank", "max_sweeps", "max_evaluations", "stagnated", "unverified"]
 
 # What is aimed at, relative to rtol, since few points see the largest differences.
 _MARGIN = 0.1  # of the root mean square
 _MARGIN_OF_LARGEST = 0.5
+
+# Held-out points tell of the error where at least this share of the new ones is not exactly 0.
+_TELLING = 0.01
 
 _MESSAGES: dict[CrossStatus, str] = {
     "converged": "the error on held-out points is within rtol",
@@ -36,7 +39,10 @@ _MESSAGES: dict[CrossStatus, str] = {
     "max_sweeps": "max_sweeps sweeps were not enough; raise max_sweeps",
     "max_evaluations": "the function was called for max_evaluations entries; raise max_evaluations or rtol",
     "stagnated": "the error stopped falling: rtol is below the noise of the function or of its dtype",
+    "unverified": "the train agrees on held-out points, but nearly all of these that are new are exactly 0 "
+    "and tell nothing of the entries that are not; give pivots at those, or make the train directly",
 }
+_ALL_ZERO = "every entry that was seen is 0, and so is the train; pivots tell of entries that are not"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ class CrossReport:
     Attributes:
         status: Why it stopped; see `message`.
         evaluations: Distinct entries for which the function was called, those of the checks included.
+        nonzero: How many of them are not exactly 0.
         ranks: Ranks of the d - 1 bonds.
         held_out_error: Relative error, root of the mean square, on random points that the train has not seen.
         held_out_max: Largest difference that was found on those points and by a search along the coordinates
@@ -104,6 +111,7 @@ class CrossReport:
 
     status: CrossStatus
     evaluations: int
+    nonzero: int
     ranks: tuple[int, ...]
     held_out_error: float
     held_out_max: float
@@ -111,13 +119,13 @@ class CrossReport:
 
     @property
     def converged(self) -> bool:
-        """Whether the error on held-out points is within `rtol`."""
+        """Whether the error on held-out points is within `rtol`, and these points are not nearly all 0."""
         return self.status == "converged"
 
     @property
     def message(self) -> str:
         """The status in words."""
-        return _MESSAGES[self.status]
+        return _ALL_ZERO if self.converged and not self.nonzero else _MESSAGES[self.status]
 
     def warn(self, *, stacklevel: int = 3) -> None:
         """Warn if the tolerance was not met: for callers that hand no report on.
@@ -194,9 +202,12 @@ def cross(
         sets.add(found.points)
     if status != "converged" and found.error <= options.rtol:
         status = "converged"
+    if status == "converged" and not found.is_telling:
+        status = "unverified"
     report = CrossReport(
         status=status,
         evaluations=box.evaluations,
+        nonzero=box.nonzero,
         ranks=ranks_of(cores)[1:-1],
         held_out_error=found.mean,
         held_out_max=found.largest,
@@ -305,6 +316,7 @@ class _Difference:
     mean: float
     largest: float
     points: Tensor
+    is_telling: bool
 
     @property
     def error(self) -> float:
@@ -317,6 +329,7 @@ def _compare(
 ) -> _Difference:
     """Compare at `count` random points, as many neighbors of the sets, and along lines from the worst."""
     box = sets.box
+    evaluations, nonzero = box.evaluations, box.nonzero
     points = _random_points(box.shape, count, generator)
     values = box(points)
     differences = (gather(cores, points) - values).abs()
@@ -324,15 +337,30 @@ def _compare(
     everywhere, all_differences = torch.cat([points, near]), differences
     if len(near):
         all_differences = torch.cat([differences, (gather(cores, near) - box(near)).abs()])
+    new, new_nonzero = box.evaluations - evaluations, box.nonzero - nonzero
     worst = everywhere[all_differences.argsort(descending=True)[: -(-starts // 2)]]
     others = _starting_points(box.shape, max(starts // 2, 1), generator)
     found, climbed = _climb(box, torch.cat([worst, others]), cores)
     # Random points may all miss what makes up the norm; the train knows what it has found of it.
-    size = math.sqrt(float(values.abs().square().mean()))
-    size = max(size, math.exp(float(log_norm(cores)) - 0.5 * sum(map(math.log, box.shape))))
-    mean = math.sqrt(float(differences.square().mean()))
+    size = max(
+        _root_mean_square(values, box.largest),
+        math.exp(float(log_norm(cores)) - 0.5 * sum(map(math.log, box.shape)) - math.log(box.largest or 1.0)),
+    )
+    mean = _root_mean_square(differences, box.largest)
     largest = max(climbed, float(all_differences.max()))
-    return _Difference(mean=_ratio(mean, size), largest=_ratio(largest, box.largest), points=found)
+    # Where few points are new, nearly everything is known; where all are 0, so is the train.
+    is_telling = new < 0.1 * count or not box.nonzero or new_nonzero >= _TELLING * new
+    return _Difference(
+        mean=_ratio(mean, size),
+        largest=_ratio(largest, box.largest),
+        points=found,
+        is_telling=is_telling,
+    )
+
+
+def _root_mean_square(values: Tensor, scale: float) -> float:
+    """Over `scale`, so that no square is out of range."""
+    return math.sqrt(float((values / (scale or 1.0)).abs().square().mean()))
 
 
 def _climb(box: BlackBox, points: Tensor, cores: CoresLike) -> tuple[Tensor, float]:

@@ -10,7 +10,9 @@ from ttnet import linalg, unfoldings
 from ttnet._typing import Cores
 from ttnet.cores import left_unfold
 from ttnet.errors import ConfigError, ShapeError
+from ttnet.projection import over_power, times_report
 from ttnet.rounding import check_caps
+from ttnet.scaling import times_power_of_two
 from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
 
 METHODS = ("auto", "svd", "qr", "gram")
@@ -79,21 +81,20 @@ def tt_svd(tensor: Tensor, truncation: Truncation, *, method: str = "auto") -> t
         )
     norm, exponent = (math.nan, 0) if hidden else _norm_and_exponent(rest.detach())
     if exponent:
-        rest = _times_power_of_two(rest, -exponent)
+        rest = times_power_of_two(rest, -exponent)
     plain = hidden or linalg.needs_gradient(rest)
-    sweep = _Sweep(shape, truncation, norm, exponent, plain=plain, method=method)
+    sweep = _Sweep(shape, over_power(truncation, exponent), norm, plain=plain, method=method)
     rest = sweep.run(rest)
     if exponent:
-        rest = _times_power_of_two(rest, exponent)
+        rest = times_power_of_two(rest, exponent)
     # A single core would share its memory with `tensor`, and so may a train whose bonds keep everything.
     last = rest.reshape(-1, shape[-1], 1).to(tensor.dtype, copy=not sweep.rotated)
     cores = (*(core.to(tensor.dtype) for core in sweep.cores), last)
     ranks_after = [core.shape[0] for core in cores[1:]]
-    weights = [weight * 4.0**exponent for weight in sweep.weights]
     report = TruncationReport.from_weights(
-        sweep.ranks_before, ranks_after, weights, norm=norm * 2.0**exponent, dtype=tensor.dtype
+        sweep.ranks_before, ranks_after, sweep.weights, norm=norm, dtype=tensor.dtype
     )
-    return cores, report
+    return cores, times_report(report, exponent)
 
 
 def _norm_and_exponent(tensor: Tensor) -> tuple[float, int]:
@@ -108,13 +109,7 @@ def _norm_and_exponent(tensor: Tensor) -> tuple[float, int]:
     if largest == 0:
         return 0.0, 0
     exponent = math.frexp(largest)[1]
-    return math.sqrt(unfoldings.squared_norm(_times_power_of_two(tensor, -exponent))), exponent
-
-
-def _times_power_of_two(tensor: Tensor, exponent: int) -> Tensor:
-    """Exact scaling; in two steps, for 2^exponent itself may be out of range."""
-    half = exponent // 2
-    return tensor * 2.0**half * 2.0 ** (exponent - half)
+    return math.sqrt(unfoldings.squared_norm(times_power_of_two(tensor, -exponent))), exponent
 
 
 class _Sweep:
@@ -125,14 +120,13 @@ class _Sweep:
         shape: tuple[int, ...],
         truncation: Truncation,
         norm: float,
-        exponent: int,
         *,
         plain: bool,
         method: str,
     ) -> None:
         self.shape, self.bonds, self.plain, self.method = shape, len(shape) - 1, plain, method
         self.truncation, self.total = truncation, norm * norm
-        self.remaining = truncation.weight_budget(norm * 2.0**exponent) * 4.0**-exponent
+        self.remaining = truncation.weight_budget(norm)
         self.cores: list[Tensor] = []
         self.weights: list[float] = []
         self.ranks_before: list[int] = []

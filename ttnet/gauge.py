@@ -4,6 +4,7 @@ Left of the center every core is left-orthogonal (its (l n, r) unfolding has ort
 right-orthogonal (its (l, n r) unfolding has orthonormal rows); the center holds the norm.
 """
 
+import math
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -14,6 +15,8 @@ from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.cores import absorb_left, absorb_right, left_unfold, right_unfold
 from ttnet.errors import ShapeError
+from ttnet.scaling import check_norm, split_power, times_power_of_two
+from ttnet.transforms import is_batched
 
 
 def check_center(center: int, count: int, *, name: str = "center") -> int:
@@ -27,7 +30,7 @@ def check_center(center: int, count: int, *, name: str = "center") -> int:
     Raises:
         ShapeError: There is no such core.
     """
-    if not isinstance(center, Integral) or not -count <= center < count:
+    if isinstance(center, bool) or not isinstance(center, Integral) or not -count <= center < count:
         raise ShapeError(f"{name}: expected a core index from 0 to {count - 1}, got {center!r}")
     return int(center) % count
 
@@ -50,18 +53,84 @@ def orthogonalize(cores: CoresLike, center: int, *, start: int | None = None) ->
 
     Raises:
         ShapeError: There is no core `center`.
+        NonFiniteError: The norm is out of the range of the dtype, see `ttnet.log_scale.normalize`; or a core
+            holds a NaN or an infinity. Neither is looked for under `torch.func.vmap` and `torch.compile`.
 
     References:
         Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011), section 3.
     """
+    work, exponent = orthogonalize_scaled(cores, center, start=start)
+    if not exponent:
+        return work
+    k = check_center(center, len(cores))
+    core = work[k].to(linalg.working_dtype(work[k].dtype))
+    check_norm(float(linalg.frobenius_norm(core.detach())), exponent, work[k].dtype)
+    return (*work[:k], times_power_of_two(core, exponent).to(work[k].dtype), *work[k + 1 :])
+
+
+def orthogonalize_scaled(cores: CoresLike, center: int, *, start: int | None = None) -> tuple[Cores, float]:
+    """Bring a train of any norm, also one that no number can hold, into the canonical gauge.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}).
+        center: Core that will hold the norm.
+        start: Present center, where there is one.
+
+    Returns:
+        New cores, and the exponent of 2 that the center was divided by: 0 where nothing came near the ends of
+        the range, and then the center holds the norm itself.
+
+    Raises:
+        ShapeError: There is no core `center`.
+        NonFiniteError: A core holds a NaN or an infinity.
+    """
     center = check_center(center, len(cores))
-    last = len(cores) - 1
+    carried: list[Tensor] = []
     work = list(cores)
-    for k in range(0 if start is None else start, center):
-        work[k], work[k + 1] = shift_right(work[k], work[k + 1])
-    for k in range(last if start is None else start, center, -1):
-        work[k - 1], work[k] = shift_left(work[k - 1], work[k])
-    return tuple(work)
+    for k, neighbor in _steps(len(cores), center, start):
+        _shift(work, k, neighbor)
+        carried.append(work[neighbor])
+    if _is_in_range(carried):
+        return tuple(work), 0.0
+    return _sweep_scaled(cores, center, start)
+
+
+def _steps(count: int, center: int, start: int | None) -> list[tuple[int, int]]:
+    """The cores that hand their norm on, each with the one that takes it."""
+    rightward = [(k, k + 1) for k in range(0 if start is None else start, center)]
+    return rightward + [(k, k - 1) for k in range(count - 1 if start is None else start, center, -1)]
+
+
+def _shift(work: list[Tensor], k: int, neighbor: int) -> None:
+    if neighbor > k:
+        work[k], work[neighbor] = shift_right(work[k], work[neighbor])
+    else:
+        work[neighbor], work[k] = shift_left(work[neighbor], work[k])
+
+
+def _is_in_range(carried: list[Tensor]) -> bool:
+    """Whether no core on the way overflowed or lost digits to underflow; zero counts as if it had."""
+    if not carried or torch.compiler.is_compiling() or any(map(is_batched, carried)):
+        return True
+    sizes = torch.stack([torch.linalg.vector_norm(core.detach(), math.inf) for core in carried])
+    info = torch.finfo(sizes.dtype)
+    # Some room for the sums of a norm.
+    return bool(((sizes >= info.tiny) & (sizes <= info.max / 1024)).all())
+
+
+def _sweep_scaled(cores: CoresLike, center: int, start: int | None) -> tuple[Cores, float]:
+    """The same sweep with the scale taken out of every core, before and after each step."""
+    storage, working = cores[0].dtype, linalg.working_dtype(cores[0].dtype)
+    steps = _steps(len(cores), center, start)
+    work, total = [core.to(working) for core in cores], 0.0
+    for k in {k for step in steps for k in step}:
+        work[k], exponent = split_power(work[k])
+        total += exponent
+    for k, neighbor in steps:
+        _shift(work, k, neighbor)
+        work[neighbor], exponent = split_power(work[neighbor])
+        total += exponent
+    return tuple(core.to(storage) for core in work), total
 
 
 def move_center(cores: CoresLike, source: int, target: int) -> Cores:

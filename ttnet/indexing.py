@@ -65,7 +65,8 @@ def index(cores: CoresLike, key: Sequence[Index]) -> Cores | Tensor:
             carry = None
     if carry is not None:
         if not kept:
-            return carry.reshape(())
+            # Of a train of one core it is a view.
+            return carry.reshape(()).clone() if len(cores) == 1 else carry.reshape(())
         kept[-1] = absorb_right(kept[-1], carry)
     return tuple(kept)
 

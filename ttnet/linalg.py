@@ -66,9 +66,37 @@ def positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positive_qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    q, r = torch.linalg.qr(matrix)
+    q, r = qr(matrix)
     phase = _phase(torch.diagonal(r, dim1=-2, dim2=-1))
     return q * phase.unsqueeze(-2), r * phase.conj().unsqueeze(-1)
+
+
+def qr(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Thin QR factorization at any scale, without autograd.
+
+    Torch's own is wrong by half where the squares of complex entries are about to overflow.
+
+    Args:
+        matrix: Shape (..., m, n).
+
+    Returns:
+        Q (..., m, k) and R (..., k, n), where k = min(m, n).
+    """
+    if not matrix.is_complex() or not matrix.numel():
+        q, r = torch.linalg.qr(matrix)
+        return q, r
+    scale = _power_of_its_size(matrix)
+    # A product with a real number is exact; a quotient of complex numbers is not.
+    q, r = torch.linalg.qr(matrix * scale.reciprocal())
+    return q, r * scale
+
+
+def _power_of_its_size(matrix: Tensor) -> Tensor:
+    """A power of 2 near the largest entry of each matrix (..., 1, 1), with an inverse in range."""
+    largest = torch.maximum(matrix.real.abs(), matrix.imag.abs()).amax((-2, -1), keepdim=True)
+    info = torch.finfo(largest.dtype)
+    largest = torch.where(largest > 0, largest, 1).clamp(info.tiny, 0.125 / info.tiny)
+    return largest / (2 * torch.frexp(largest).mantissa)
 
 
 def positive_lq(matrix: Tensor) -> tuple[Tensor, Tensor]:

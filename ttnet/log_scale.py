@@ -1,14 +1,16 @@
 """Norms and inner products as logarithms, for trains whose norm no float can hold, and the norm itself."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ttnet import linalg
-from ttnet._typing import CoresLike
+from ttnet._typing import Cores, CoresLike
 from ttnet.algebra import check_same_shape
 from ttnet.cores import extend_left
-from ttnet.gauge import orthogonalize
-from ttnet.transforms import is_batched
+from ttnet.gauge import orthogonalize_scaled
+from ttnet.scaling import split_power, times_power_of_two
 
 
 def log_dot(a: CoresLike, b: CoresLike) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,7 @@ def log_norm(cores: CoresLike) -> Tensor:
     """Natural logarithm of the Frobenius norm; -inf for a zero train.
 
     It comes from QR factorizations, not from <x, x>: it is right to full precision also where the train is a
-    small difference of large ones. Its gradient is that of ``log <x, x> / 2``, finite for any train but zero.
+    small difference of large ones. Its gradient is that of ``log <x, x> / 2``, and zero for a zero train.
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
@@ -56,10 +58,13 @@ def log_norm(cores: CoresLike) -> Tensor:
     """
     with torch.no_grad():
         value = _log_norm_by_qr(cores)
-    if torch.is_grad_enabled() and any(core.requires_grad for core in cores) and bool(value > -torch.inf):
-        half = log_dot(cores, cores)[1] / 2
-        return value + (half - half.detach())
-    return value
+    if not torch.is_grad_enabled() or not any(core.requires_grad for core in cores):
+        return value
+    if not bool(value > -torch.inf):
+        # The graph stays whole; the gradient of a zero train is zero, as that of its norm.
+        return value + 0 * torch.stack([core.real.sum() for core in cores]).sum()
+    half = log_dot(cores, cores)[1] / 2
+    return value + (half - half.detach())
 
 
 def norm(cores: CoresLike, *, center: int | None = None) -> Tensor:
@@ -72,14 +77,45 @@ def norm(cores: CoresLike, *, center: int | None = None) -> Tensor:
     Returns:
         A real scalar. Under `torch.func.vmap` and `torch.compile` it is NaN where an intermediate overflows.
     """
-    work = orthogonalize(cores, 0) if center is None else cores
-    value = linalg.frobenius_norm(work[center or 0])
-    if center is not None or torch.compiler.is_compiling() or is_batched(value):
+    if center is not None:
+        return linalg.frobenius_norm(cores[center])
+    work, exponent = orthogonalize_scaled(cores, 0)
+    value = linalg.frobenius_norm(work[0])
+    if not exponent:
         return value
-    if bool(torch.isfinite(value)) and bool(value > 0):
-        return value
-    logarithm = log_norm(cores)
-    return value if bool(logarithm == -torch.inf) else logarithm.exp().to(value.dtype)
+    return times_power_of_two(value.to(linalg.working_dtype(value.dtype)), exponent).to(value.dtype)
+
+
+def normalize(cores: CoresLike) -> tuple[Cores, Tensor]:
+    """A train over its norm, and the logarithm of that norm: at any scale, with nothing lost.
+
+    Args:
+        cores: Core k of shape (r_k, n_k, r_{k+1}), in whose product the norm may be one that no number of
+            their dtype can hold.
+
+    Returns:
+        Cores of the canonical gauge with center 0 and norm 1, and the natural logarithm of the norm, a real
+        scalar in float64. Both are differentiable. A zero train stays zero, with logarithm -inf.
+
+    Raises:
+        NonFiniteError: A core holds a NaN or an infinity.
+
+    Examples:
+        >>> import ttnet
+        >>> train = ttnet.random_train((4,) * 1000, rank=3, seed=0)
+        >>> cores, logarithm = normalize(train.cores)
+        >>> round(float(norm(cores)), 4), bool((logarithm - train.log_norm()).abs() < 1e-3)
+        (1.0, True)
+    """
+    storage = cores[0].dtype
+    working = linalg.working_dtype(storage)
+    head, exponent = split_power(cores[0].to(working))
+    (first, *rest), total = orthogonalize_scaled((head, *(core.to(working) for core in cores[1:])), 0)
+    size = linalg.frobenius_norm(first)
+    if not bool(size > 0):
+        return tuple(core.to(storage) for core in (first, *rest)), _minus_infinity(size)
+    logarithm = size.to(torch.float64).log() + (exponent + total) * math.log(2)
+    return tuple(core.to(storage) for core in (first / size, *rest)), logarithm
 
 
 def _log_norm_by_qr(cores: CoresLike) -> Tensor:

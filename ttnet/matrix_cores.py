@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ttnet import cores as _cores
 from ttnet._typing import Cores, CoresLike
+from ttnet.arrays import to_tensors
 from ttnet.errors import DTypeError, ShapeError
 from ttnet.random import check_shape
 
@@ -33,7 +34,7 @@ def check(cores: CoresLike) -> Cores:
     """Read `cores` as the cores of a TT-matrix, or say why they are none.
 
     Args:
-        cores: Tensors of shape (left_rank, row, column, right_rank).
+        cores: Tensors, or arrays of numpy, of shape (left_rank, row, column, right_rank).
 
     Returns:
         The same tensors as a tuple.
@@ -44,7 +45,7 @@ def check(cores: CoresLike) -> Cores:
         DTypeError: An integer core, or two dtypes.
         DeviceError: Two devices.
     """
-    cores = tuple(cores)
+    cores = tuple(to_tensors(cores, "cores"))
     for k, core in enumerate(cores):
         if not isinstance(core, Tensor):
             raise ShapeError(f"cores: expected tensors, got {type(core).__name__} as core {k}")

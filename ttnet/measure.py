@@ -15,7 +15,7 @@ from ttnet import cores as _cores
 from ttnet import matrix_cores as _matrix
 from ttnet._typing import Cores
 from ttnet.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
-from ttnet.gauge import orthogonalize
+from ttnet.gauge import orthogonalize_scaled
 from ttnet.interfaces import extend_gram
 from ttnet.matrix_cores import tensordot
 from ttnet.tensor_train import TensorTrain
@@ -217,7 +217,8 @@ def matrices_by_site(matrices: SiteMatrices, train: TensorTrain, name: str) -> l
 def normalized_cores(train: TensorTrain) -> Cores:
     """Right-orthogonal cores of the train divided by its norm, in float32 or better."""
     dtype = linalg.working_dtype(train.dtype)
-    cores = orthogonalize(train.to(dtype).cores, 0, start=train.center if dtype == train.dtype else None)
+    start = train.center if dtype == train.dtype else None
+    cores, _ = orthogonalize_scaled(train.to(dtype).cores, 0, start=start)
     norm = linalg.frobenius_norm(cores[0])
     if not bool(norm > 0) or not bool(torch.isfinite(norm)):
         raise NonFiniteError(

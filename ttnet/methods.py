@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ttnet import linalg
 from ttnet._typing import Cores
-from ttnet.bases import power_of_two
 from ttnet.errors import ConfigError, NonFiniteError, RankError
 from ttnet.implicit import Site
 from ttnet.projection import project
+from ttnet.scaling import check_norm, split_power
 from ttnet.sketch import sketch
 from ttnet.truncation import Truncation, TruncationReport
 
@@ -114,7 +114,7 @@ def round_sites(
         Cores with center 0 and the report.
 
     Raises:
-        NonFiniteError: The result is not within the range of `storage`.
+        NonFiniteError: The norm is not within the range of `storage`, or a core is not finite.
     """
     found = None
     if method == "randomized":
@@ -143,10 +143,9 @@ def round_sites(
         )
     if found is None:
         raise NonFiniteError("cores: expected finite cores, got NaN or infinity in them or in their product")
-    cores = tuple(core.to(storage) for core in found.cores)
-    if not bool(torch.isfinite(cores[0]).all()):
-        raise NonFiniteError(f"cores: expected a train within the range of {storage}, got more")
-    return cores, _with_storage(found.report, storage)
+    check_norm(found.report.norm, found.exponent, storage)
+    cores, report = found.at_scale()
+    return tuple(core.to(storage) for core in cores), _with_storage(report, storage)
 
 
 def _with_storage(report: TruncationReport, storage: torch.dtype) -> TruncationReport:
@@ -163,13 +162,6 @@ def scale_core(core: Tensor) -> tuple[Tensor, float]:
     Raises:
         NonFiniteError: The core holds a NaN or an infinity.
     """
-    size = float(torch.linalg.vector_norm(core.detach()))
-    if 1e-8 < size < 1e8:
+    if 1e-8 < float(torch.linalg.vector_norm(core.detach())) < 1e8:
         return core, 0.0
-    largest = float(core.detach().abs().amax())
-    if not math.isfinite(largest):
-        raise NonFiniteError("matrix: expected finite entries in every core, got NaN or infinity")
-    exponent = power_of_two(largest)
-    # In two steps: the inverse of a subnormal number is not one.
-    half = exponent // 2
-    return core * 2.0**-half * 2.0 ** (half - exponent), float(exponent)
+    return split_power(core)

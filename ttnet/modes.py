@@ -253,7 +253,7 @@ def sum_modes(cores: CoresLike, modes: int | Sequence[int] | None = None) -> Cor
         `ttnet.indexing.index_matrix` leaves.
 
     Raises:
-        ShapeError: There is no such mode.
+        ShapeError: There is no such mode, or one is named twice.
     """
     return _reduce(cores, modes, torch.sum)
 
@@ -269,7 +269,7 @@ def mean_modes(cores: CoresLike, modes: int | Sequence[int] | None = None) -> Co
         Cores of the remaining modes, or a scalar tensor where none remains, as of `sum_modes`.
 
     Raises:
-        ShapeError: There is no such mode.
+        ShapeError: There is no such mode, or one is named twice.
     """
     return _reduce(cores, modes, torch.mean)
 
@@ -279,7 +279,10 @@ def _reduce(
 ) -> Cores | Tensor:
     count = len(dense_shape(cores))
     chosen = range(count) if modes is None else (modes,) if isinstance(modes, int) else modes
-    gone = {check_center(mode, count, name="modes") for mode in chosen}
+    chosen = [check_center(mode, count, name="modes") for mode in chosen]
+    gone = set(chosen)
+    if len(gone) < len(chosen):
+        raise ShapeError(f"modes: expected each mode once, got {tuple(chosen)}")
     reduced = list(cores)
     for mode in gone:
         reduced[mode % len(cores)] = fold(reduced[mode % len(cores)], 1 + mode // len(cores), keepdim=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from ttnet import cores as _cores
 from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
-from ttnet.errors import ConfigError, NonFiniteError
+from ttnet.errors import ConfigError
 from ttnet.gauge import orthogonalize
 from ttnet.interfaces import (
     Sites,
@@ -38,8 +38,10 @@ from ttnet.interfaces import (
     size_of,
 )
 from ttnet.matrix_cores import check_fits, columns_of, matmat, merge_modes, rows_of
+from ttnet.projection import Projection, over_power, times_report
 from ttnet.rounding import check_caps
 from ttnet.rounding import truncate as _truncate
+from ttnet.scaling import check_norm, times_power_of_two
 from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
 from ttnet.zip_up import measure_error, zip_up
 
@@ -57,14 +59,14 @@ def apply(
     """Product of a TT-matrix with a train or with a TT-matrix, rounded.
 
     Methods:
-        "density": Projects onto the leading eigenvectors of density matrices (Gram matrices). Its certificate
-            cannot see errors below about the square root of the precision times the norm.
+        "density": Projects onto the leading eigenvectors of density matrices (Gram matrices), which resolve
+            errors down to about the square root of the precision times the norm. Where the
+            tolerance asks for more, or the error came out below that, "qr" is taken instead.
         "qr": The same projections from triangular factors: twice the time, full precision.
         "zip-up": One sweep that cuts as it goes, then a rounding. Least memory; the error is not controlled,
             but measured afterwards and reported. `discarded_weight` is that of the rounding.
         "direct": Forms the exact product and rounds it; the only one that autograd passes through.
-        "auto": "density" in double precision whatever the dtype, or "qr" where the tolerance asks for more
-            than Gram matrices resolve or the error came out below that; "direct" where a gradient is needed.
+        "auto": "density" in double precision whatever the dtype; "direct" where a gradient is needed.
 
     Args:
         matrix: Cores of shape (a, m_k, n_k, b).
@@ -81,7 +83,8 @@ def apply(
         ShapeError: The modes do not fit.
         ConfigError: `method` is unknown, or runs without autograd while a gradient is needed.
         RankError: `truncation.max_rank` is a list that the bonds cannot have.
-        NonFiniteError: A factor holds a NaN or an infinity.
+        NonFiniteError: A factor holds a NaN or an infinity, or the norm of the product is not within the
+            range of the dtype: take `normalized()` of the factors.
 
     References:
         Stoudenmire and White, New J. Phys. 12, 055026 (2010) (zip-up); McCulloch, J. Stat. Mech. P10014
@@ -111,16 +114,17 @@ def apply(
         right, log_right = rescale_all(right)
         sites, log_scale = list(zip(left, right, strict=True)), log_left + log_right
         if method == "zip-up":
-            cores, report = zip_up(sites, truncation, log_scale)
+            cores, report, exponent = zip_up(sites, truncation, log_scale)
         else:
-            gram = method == "density" or (method == "auto" and _is_loose(truncation, dtype))
-            cores, report, resolved = _project(sites, truncation, log_scale, gram=gram)
-            if method == "auto" and not resolved:
-                cores, report, _ = _project(sites, truncation, log_scale, gram=False)
-        first = cores[0].to(storage)
-        if not math.isfinite(float(first.abs().amax())):
-            raise NonFiniteError(f"matrix, other: expected a product within the range of {storage}, got more")
-        return (first, *(core.to(storage) for core in cores[1:])), _with_storage(report, storage, dtype)
+            gram = method != "qr" and _is_loose(truncation, dtype)
+            found = _project(sites, truncation, log_scale, gram=gram)
+            if not found.resolved:
+                found = _project(sites, truncation, log_scale, gram=False)
+            cores, report, exponent = found.cores, found.report, found.exponent
+        check_norm(report.norm, exponent, storage)
+        first = times_power_of_two(cores[0], exponent).to(storage)
+        report = _with_storage(times_report(report, exponent), storage, dtype)
+        return (first, *(core.to(storage) for core in cores[1:])), report
 
 
 def product_error(matrix: CoresLike, other: CoresLike, result: CoresLike) -> tuple[float, float]:
@@ -153,18 +157,18 @@ def product_error(matrix: CoresLike, other: CoresLike, result: CoresLike) -> tup
 # Projection: "density" and "qr" ----------------------------------------------------------------------------
 
 
-def _project(
-    sites: Sites, truncation: Truncation, log_scale: float, *, gram: bool
-) -> tuple[Cores, TruncationReport, bool]:
-    """Cut the product in a sweep from the right; third comes whether its error exceeds the roundoff."""
+def _project(sites: Sites, truncation: Truncation, log_scale: float, *, gram: bool) -> Projection:
+    """Cut the product in a sweep from the right."""
     found, logs = zip(*interfaces(mirror(sites), gram=gram), strict=True)
     logs = [log / 2 for log in logs] if gram else list(logs)
     total = float(found[-1].real)
     # A Gram matrix may lose its sign to cancellation; the bound below then says that nothing is known.
     size = math.sqrt(abs(total)) if gram else abs(total)
     log_norm = math.log2(size) + logs[-1] if size > 0 else logs[-1]
-    norm = exponential(log_norm + log_scale) if size > 0 else 0.0
+    exponent = math.floor(logs[-1]) + log_scale
+    norm = size * 2.0 ** (logs[-1] % 1)
     bonds = len(sites) - 1
+    truncation = over_power(truncation, exponent)
     allowed = _allowed_error(truncation, norm, bonds)
     remaining = _budget(truncation, norm) ** 2
     eps = torch.finfo(sites[0][0].dtype).eps
@@ -200,13 +204,14 @@ def _project(
         carry = projected.reshape(*block.shape[:2], rank)
     roundoff += eps * _reach(carry, sites[0]) * exponential(log_carry - log_norm)
     last = absorb(carry, *sites[0])
-    cores.append(last.reshape(1, -1, last.shape[4]) * exponential(log_carry + log_scale))
+    last = times_power_of_two(last, log_carry + log_scale - exponent)
+    cores.append(last.reshape(1, -1, last.shape[4]))
 
     unseen *= 8 * (bonds + 1)
     squared = math.fsum(weights)
     report = _report(sites, cores[::-1], weights, norm=norm, unseen=unseen, roundoff=8 * roundoff)
     resolved = not gram or (size > 0 and unseen <= 0.1 * max(squared, allowed * allowed))
-    return tuple(cores[::-1]), report, resolved
+    return Projection(cores=tuple(cores[::-1]), report=report, exponent=exponent, resolved=resolved)
 
 
 def _as_matrix(interface: Tensor, *, gram: bool) -> Tensor:

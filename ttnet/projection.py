@@ -17,7 +17,7 @@ The projections are orthogonal and nested, so that the squares of their errors a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from ttnet._typing import Cores
 from ttnet.bases import (
     OVERSAMPLING,
     normalize,
-    power_of_two,
     random_directions,
     reveal_range,
     right_vectors,
@@ -35,6 +34,7 @@ from ttnet.bases import (
     weighted_values,
 )
 from ttnet.implicit import Site
+from ttnet.scaling import exponential, power_of_two, times_power_of_two
 from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
 
 _MARGIN = 0.1
@@ -70,11 +70,24 @@ class LeftSide:
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """Cores (center 0), the report, and whether roundoff hides nothing that was asked for."""
+    """Cores (center 0) of a train over a power of 2, so that its norm is near 1.
+
+    Attributes:
+        cores: The center comes first.
+        report: Of the train that the cores make.
+        exponent: Of the power of 2.
+        resolved: Whether roundoff hides nothing that was asked for.
+    """
 
     cores: Cores
     report: TruncationReport
+    exponent: float
     resolved: bool
+
+    def at_scale(self) -> tuple[Cores, TruncationReport]:
+        """Cores and report of the train itself."""
+        first = times_power_of_two(self.cores[0], self.exponent)
+        return (first, *self.cores[1:]), times_report(self.report, self.exponent)
 
 
 def project(
@@ -176,10 +189,10 @@ def _cut(
     if sized is None:
         return None
     size, log_norm = sized
-    norm = size * exponential(log_norm + log_scale)
+    exponent = log_norm + log_scale
     log_norm += _log2(size) if size > 0 else 0.0
-    budget = truncation.weight_budget(norm)
-    remaining = budget / norm / norm if norm > 0 else budget
+    budget = over_power(truncation, exponent).weight_budget(size)
+    remaining = budget / size / size if size > 0 else budget
     allowed = _allowed(truncation, remaining, bonds)
     limits = _rank_limits(sites, left)
     directions = random_directions(max(site.right_rank for site in sites), _tried(truncation, bonds), stop)
@@ -224,7 +237,8 @@ def _cut(
     if zone == 0 and certify:
         rights = _right_sizes(sites[:1], carry, log_carry)
     block, log = _block(sites, left, 0, carry)
-    cores.append(scaled(block.reshape(1, sites[0].mode, -1), log_carry + log + log_scale))
+    first = times_power_of_two(block, log_carry + log + log_scale - exponent)
+    cores.append(first.reshape(1, sites[0].mode, -1))
 
     # What lies left of the zone is exact but for roundoff; where large terms cancel, that is what counts.
     collapsed = 0.0
@@ -239,17 +253,40 @@ def _cut(
     report = TruncationReport(
         ranks_before=tuple(site.left_rank for site in sites[1:]),
         ranks_after=tuple(core.shape[2] for core in cores[:0:-1]),
-        discarded_weight=tuple(weight * norm * norm for weight in weights),
-        norm=norm,
-        error_estimate=math.sqrt(squared) * norm,
-        error_bound=(math.sqrt(squared + unseen) + roundoff) * norm,
+        discarded_weight=tuple(weight * size * size for weight in weights),
+        norm=size,
+        error_estimate=math.sqrt(squared) * size,
+        error_bound=(math.sqrt(squared + unseen) + roundoff) * size,
     )
     resolved = unseen <= _MARGIN * max(squared, allowed)
     if fixed and left.grams:
         # Between roundoff and the resolution, the directions that were kept are a matter of luck.
         resolved = unseen <= max(_MARGIN * squared, roundoff**2)
         resolved = resolved and not roundoff < math.sqrt(squared) < math.sqrt(30 * eps * reach)
-    return Projection(cores=tuple(cores[::-1]), report=report, resolved=resolved)
+    return Projection(cores=tuple(cores[::-1]), report=report, exponent=exponent, resolved=resolved)
+
+
+def over_power(truncation: Truncation, exponent: float) -> Truncation:
+    """The same wish for the train over 2**exponent: `atol` is the only one that knows of its scale."""
+    if not truncation.atol or not exponent:
+        return truncation
+    # Squares stay in range, and a tolerance far below roundoff remains one.
+    atol = min(max(math.log2(truncation.atol) - exponent, -500.0), 500.0)
+    return replace(truncation, atol=2.0**atol)
+
+
+def times_report(report: TruncationReport, exponent: float) -> TruncationReport:
+    """The report of the train times 2**exponent; weights are inf, or 0, where squares leave the range."""
+    if not exponent:
+        return report
+    factor = exponential(exponent)
+    return replace(
+        report,
+        norm=report.norm * factor,
+        discarded_weight=tuple(weight * factor * factor for weight in report.discarded_weight),
+        error_estimate=report.error_estimate * factor,
+        error_bound=report.error_bound * factor,
+    )
 
 
 def _measure(sites: Sequence[Site], left: LeftSide, stop: Tensor) -> tuple[float, float] | None:
@@ -348,19 +385,5 @@ def _right_sizes(sites: Sequence[Site], carry: Tensor, log_carry: float) -> list
     return found[::-1]
 
 
-def scaled(tensor: Tensor, exponent: float) -> Tensor:
-    """The tensor times a power of 2, in steps that do not overflow on the way."""
-    step = 60.0 if torch.finfo(tensor.dtype).bits == 32 else 500.0
-    while exponent:
-        part = max(min(exponent, step), -step)
-        tensor, exponent = tensor * 2.0**part, exponent - part
-    return tensor
-
-
 def _log2(size: float) -> float:
     return math.log2(size) if size > 0 else -math.inf
-
-
-def exponential(exponent: float) -> float:
-    """2 to a power, within the range of floats."""
-    return 2.0 ** min(max(exponent, -2000.0), 1023.0)

@@ -16,6 +16,7 @@ from ttnet.errors import ConfigError, ShapeError
 from ttnet.gauge import move_center, orthogonalize
 from ttnet.matrix_cores import check_modes, split_modes
 from ttnet.random import check_shape
+from ttnet.rounding import check_caps, truncate
 from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
 
 _LARGEST_CORE = 2**24  # entries of a core that a reshape may pass through
@@ -29,30 +30,34 @@ def permute(
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
         dims: For each new mode the old one that becomes it.
-        truncation: Which singular values are kept at every swap; by default all above roundoff. `rtol` and
-            `atol` bound the error of the result: each swap gets its share.
+        truncation: Which singular values are kept, at every swap and, where no swap has come by a bond, in
+            the end; by default all above roundoff. It holds for all bonds of the result. `rtol` and `atol`
+            bound its error: each cut gets its share.
 
     Returns:
-        The cores, in the canonical gauge with center 0 (the order and its reverse are exact, and left in the
-        gauge they are in), and the report. Errors of several swaps of a bond may add up: `error_estimate` is
-        the root of the summed weights, `error_bound` the sum of the errors of all swaps.
+        The cores, in the canonical gauge with center 0 (without a truncation the order and its reverse are
+        exact, and left in the gauge they are in), and the report. Errors of several swaps of a bond may add
+        up: `error_estimate` is the root of the summed weights, `error_bound` the sum of the errors of all
+        cuts.
 
     Raises:
         ShapeError: `dims` is no permutation of the modes.
-        RankError: `truncation.max_rank` is a list of the wrong length.
+        RankError: `truncation.max_rank` is a list that the bonds of the result cannot have.
+        ConfigError: `truncation` is none.
     """
     count = len(cores)
     order = [d + count if isinstance(d, int) and d < 0 else d for d in dims]
     if sorted(order) != list(range(count)):
         raise ShapeError(f"dims: expected a permutation of 0 to {count - 1}, got {tuple(dims)}")
+    _check_wish(truncation, [cores[k].shape[1] for k in order])
     if order == list(range(count)):
-        return tuple(cores), _exact_report(cores, cores)
+        return _only_round(cores, truncation)
     if order == list(reversed(range(count))):
-        turned = tuple(core.permute(2, 1, 0) for core in reversed(cores))
-        return turned, _exact_report(turned, turned)
+        return _only_round([core.permute(2, 1, 0) for core in reversed(cores)], truncation)
     place = [order.index(k) for k in range(count)]
     swaps = _bubble(place)
-    cutter = _Cutter(cores, truncation, len(swaps))
+    left = [] if truncation is None else sorted(set(range(count - 1)) - set(swaps))
+    cutter = _Cutter(cores, truncation, len(swaps) + len(left), count - 1)
     work, center = list(orthogonalize(cores, swaps[0])), swaps[0]
     for bond in swaps:
         # The center goes to the nearer of the two cores that swap.
@@ -61,6 +66,9 @@ def permute(
         block = merge_bond(work[bond].to(cutter.dtype), work[bond + 1].to(cutter.dtype)).transpose(1, 2)
         work[bond], work[bond + 1] = cutter.split(block, bond)
         center = bond + 1
+    for bond in left:
+        work, center = list(move_center(work, center, bond)), bond + 1
+        work[bond], work[center] = cutter.cut(work[bond], work[center], bond)
     permuted = move_center(work, center, 0)
     return permuted, cutter.report(cores, permuted)
 
@@ -85,18 +93,22 @@ def reshape(
     Where a boundary between new modes lies at none between old ones, the modes around it are merged first and
     then split; that core must not be too large.
 
+    The gradient is projected on the directions that are kept, so that null directions, which are dropped by
+    default, have none; with ``Truncation()`` they are kept.
+
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
         shape: New mode sizes, of the same product; one of them may be -1, which stands for what is left.
-        truncation: Which singular values are kept where a mode is split; by default all above roundoff.
-            Merging is exact.
+        truncation: Which singular values are kept, at all bonds of the result; by default all above roundoff
+            where a mode is split, and merging is exact.
 
     Returns:
         The cores and the report, whose ranks before are those of the new bonds without truncation.
 
     Raises:
         ShapeError: The product differs, or a core in between would be too large.
-        RankError: `truncation.max_rank` is a list of the wrong length.
+        RankError: `truncation.max_rank` is a list that the bonds of the result cannot have.
+        ConfigError: `truncation` is none.
     """
     old = shape_of(cores)
     new = _resolve_shape(shape, math.prod(old))
@@ -104,6 +116,7 @@ def reshape(
         raise ShapeError(
             f"shape: expected {math.prod(old)} entries as in {old}, got {math.prod(new)} in {new}"
         )
+    _check_wish(truncation, new)
     groups = align([(n,) for n in old], [(n,) for n in new])
     merged = []
     for olds, _ in groups:
@@ -114,21 +127,26 @@ def reshape(
         merged.append(block)
     splits = sum(len(news) - 1 for _, news in groups)
     if not splits:
-        return tuple(merged), _exact_report(merged, merged)
-    cutter = _Cutter(cores, truncation, splits)
+        return _only_round(merged, truncation)
+    cuts = splits if truncation is None else len(new) - 1
+    cutter = _Cutter(cores, truncation, cuts, len(new) - 1)
     work, done = list(orthogonalize(merged, 0)), []
     for at, (_, news) in enumerate(groups):
         center = work[at].to(cutter.dtype)
         for k in news[:-1]:
             block = center.reshape(center.shape[0], new[k], -1, center.shape[2])
-            core, center = cutter.split(block, k, bonds=len(new) - 1)
+            core, center = cutter.split(block, k)
             done.append(core)
             center = center.to(cutter.dtype)
         done.append(center)
-        if at + 1 < len(work):
+        if at + 1 == len(work):
+            break
+        following = work[at + 1].to(cutter.dtype)
+        if truncation is None:
             q, r = linalg.positive_qr(left_unfold(center))
-            done[-1] = q.reshape(center.shape[0], center.shape[1], -1)
-            work[at + 1] = absorb_left(r, work[at + 1].to(cutter.dtype))
+            done[-1], work[at + 1] = q.reshape(*center.shape[:2], -1), absorb_left(r, following)
+        else:
+            done[-1], work[at + 1] = cutter.cut(center, following, news[-1])
     done = [core.to(cores[0].dtype) for core in done]
     return tuple(done), cutter.report(done, done)
 
@@ -149,7 +167,7 @@ def reshape_matrix(
 
     Raises:
         ShapeError: A product differs, or the counts do, or a core in between would be too large.
-        RankError: `truncation.max_rank` is a list of the wrong length.
+        RankError: `truncation.max_rank` is a list that the bonds of the result cannot have.
     """
     old, new = modes_of(cores), tuple(zip(*check_modes(rows, columns), strict=True))
     for name, before, after in zip(
@@ -245,10 +263,12 @@ def to_qtt(
 ) -> tuple[Cores, TruncationReport]:
     """Quantics: split every mode of size base^m into m modes of size `base`, the coarsest first.
 
+    A mode of size 1 stays one mode of size 1.
+
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}), every n_k a power of `base`.
         base: Size of the new modes.
-        truncation: Which singular values are kept; by default all above roundoff.
+        truncation: Which singular values are kept, at all bonds of the result; by default all above roundoff.
 
     Returns:
         The cores and the report.
@@ -291,10 +311,22 @@ def from_qtt(cores: CoresLike, shape: Sequence[int]) -> Cores:
     return reshape(cores, new)[0]
 
 
-class _Cutter:
-    """SVDs that share one budget and keep account of what they discard."""
+def _check_wish(truncation: Truncation | None, shape: Sequence[int]) -> None:
+    if truncation is not None:
+        check_caps(truncation, tuple(shape))
 
-    def __init__(self, cores: CoresLike, truncation: Truncation | None, cuts: int) -> None:
+
+class _Cutter:
+    """SVDs that share one budget and keep account of what they discard.
+
+    Args:
+        cores: The train before.
+        truncation: Which singular values are kept; by default all above roundoff.
+        cuts: Number of cuts to come.
+        bonds: Number of bonds of the result.
+    """
+
+    def __init__(self, cores: CoresLike, truncation: Truncation | None, cuts: int, bonds: int) -> None:
         self.dtype = linalg.working_dtype(cores[0].dtype)
         norm = orthogonalize([core.detach().to(self.dtype) for core in cores], 0)[0]
         self.norm = float(linalg.frobenius_norm(norm))
@@ -306,40 +338,49 @@ class _Cutter:
         self.weights: dict[int, float] = {}
         self.before: dict[int, int] = {}
         self.storage = cores[0].dtype
-        self.bonds = len(cores) - 1
+        self.bonds = bonds
 
-    def split(self, block: Tensor, bond: int, *, bonds: int | None = None) -> tuple[Tensor, Tensor]:
+    def split(self, block: Tensor, bond: int) -> tuple[Tensor, Tensor]:
         """Split a block (l, m, n, r) that holds the norm; the right core will hold it."""
         left, m, n, right = block.shape
         u, s, vh = linalg.svd(block.reshape(left * m, n * right))
-        at_bond = replace(self.truncation.at_bond(bond, bonds or self.bonds), rtol=None, atol=None)
+        at_bond = replace(self.truncation.at_bond(bond, self.bonds), rtol=None, atol=None)
         rank = select_rank(s, at_bond, max_weight=self.share)
         weight = float(tail_weights(s)[rank])
         self.errors.append(math.sqrt(weight))
         self.weights[bond] = self.weights.get(bond, 0.0) + weight
         self.before[bond] = s.numel()
-        a, b = u[:, :rank].reshape(left, m, rank), (s[:rank, None] * vh[:rank]).reshape(rank, n, right)
+        selected = s[:rank, None] * vh[:rank]
+        if linalg.needs_gradient(block):
+            # The same matrix, whose gradient also reaches the null directions.
+            selected = u[:, :rank].mH @ block.reshape(left * m, n * right)
+        a, b = u[:, :rank].reshape(left, m, rank), selected.reshape(rank, n, right)
         return a.to(self.storage), b.to(self.storage)
+
+    def cut(self, core: Tensor, following: Tensor, bond: int) -> tuple[Tensor, Tensor]:
+        """Cut the bond between a core that holds the norm and the next one, which will hold it."""
+        left, carry = self.split(core.to(self.dtype).unsqueeze(3), bond)
+        return left, absorb_left(carry.squeeze(2), following.to(carry.dtype))
 
     def report(self, before: CoresLike, after: CoresLike) -> TruncationReport:
         """The account, with the sum of all errors as the bound."""
         ranks = ranks_of(after)[1:-1]
         ranks_before = [self.before.get(k, r) for k, r in enumerate(ranks_of(before)[1:-1])]
-        weights = [self.weights.get(k, 0.0) for k in range(len(ranks))]
+        weights = [self.weights.get(k, 0.0) for k in range(self.bonds)]
         report = TruncationReport.from_weights(
             ranks_before, ranks, weights, norm=self.norm, dtype=self.storage
         )
-        roundoff = (report.error_bound - report.error_estimate) * max(1.0, len(self.errors) / len(ranks))
+        roundoff = (report.error_bound - report.error_estimate) * max(1.0, len(self.errors) / self.bonds)
         return replace(report, error_bound=math.fsum(self.errors) + roundoff)
 
 
-def _exact_report(before: CoresLike, after: CoresLike) -> TruncationReport:
-    working = linalg.working_dtype(before[0].dtype)
-    center = orthogonalize([core.detach().to(working) for core in before], 0)[0]
-    return TruncationReport.from_weights(
-        ranks_of(before)[1:-1],
-        ranks_of(after)[1:-1],
-        [0.0] * (len(after) - 1),
-        norm=float(linalg.frobenius_norm(center)),
-        dtype=before[0].dtype,
-    )
+def _only_round(cores: CoresLike, truncation: Truncation | None) -> tuple[Cores, TruncationReport]:
+    """What needs no cut of its own, exactly or rounded."""
+    if truncation is not None:
+        return truncate(cores, truncation)
+    working = linalg.working_dtype(cores[0].dtype)
+    center = orthogonalize([core.detach().to(working) for core in cores], 0)[0]
+    ranks = ranks_of(cores)[1:-1]
+    norm = float(linalg.frobenius_norm(center))
+    report = TruncationReport.from_weights(ranks, ranks, [0.0] * len(ranks), norm=norm, dtype=cores[0].dtype)
+    return tuple(cores), report

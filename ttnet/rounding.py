@@ -18,14 +18,14 @@ from ttnet._typing import Cores, CoresLike
 from ttnet.algebra import subtract
 from ttnet.cores import absorb_right, extend_left, possible_ranks, ranks_of, right_unfold, shape_of
 from ttnet.errors import ConfigError, RankError
-from ttnet.gauge import check_center, orthogonalize
+from ttnet.gauge import check_center, orthogonalize, orthogonalize_scaled
 from ttnet.implicit import DenseSite
 from ttnet.methods import Ends, check_method, choose, round_sites, scale_core
 from ttnet.metric import apply_modes, factor_metric
-from ttnet.projection import exponential
-from ttnet.projection import scaled as rescaled
+from ttnet.projection import over_power, times_report
+from ttnet.scaling import check_norm, exponential, split_power, times_power_of_two
 from ttnet.transforms import is_batched, needs_gradient
-from ttnet.truncation import Truncation, TruncationReport, select_rank, tail_weights
+from ttnet.truncation import Truncation, TruncationReport, check_truncation, select_rank, tail_weights
 
 
 def truncate(
@@ -41,7 +41,9 @@ def truncate(
 
     Methods:
         "svd": QR there, SVD back: the plain way. The only one that autograd and `torch.func.vmap` pass; the
-            ranks are chosen from detached values.
+            ranks are chosen from detached values. The gradient is right where the spectrum has a gap at each
+            cut, equal singular values on one side of it included. Null directions that are kept are one
+            choice of many, and the gradient is projected on them, as in `ttnet.gauge.orthogonalize`.
         "qr-svd": The same cuts; an SVD sees the triangle of a QR only, and directions that depend on each
             other to the last bit (as in a sum of multiples) are dropped on the way there.
         "gram": Matrix products and small eigenvalue problems. What it leaves out is measured; where roundoff
@@ -72,6 +74,8 @@ def truncate(
             where `method` is "randomized".
         ConfigError: `method` is unknown, or cannot be differentiated or batched as asked.
         ShapeError: A matrix of the metric does not fit its mode.
+        NonFiniteError: The norm is not within the range of the dtype, see `ttnet.log_scale.normalize`; or a
+            core holds a NaN or an infinity.
 
     Examples:
         >>> import ttnet
@@ -96,7 +100,7 @@ def truncate(
         return _batched(cores, truncation, center)
     method = "svd" if plain else choose(method, truncation, cores[0].dtype, max(map(torch.numel, cores)))
     if method == "svd":
-        return _in_range(cores, truncation, center, certify)
+        return _by_svd(cores, truncation, center, certify)
     with torch.no_grad():
         dtype = linalg.working_dtype(cores[0].dtype)
         at = 0 if center is None or method == "randomized" else center
@@ -136,65 +140,57 @@ def _in_metric(
     return back, replace(report, error_bound=report.error_bound + size * roundoff * report.norm)
 
 
-def _in_range(
-    cores: CoresLike, truncation: Truncation, center: int | None, certify: bool
-) -> tuple[Cores, TruncationReport]:
-    """The plain way, on a train whose squares neither overflow nor underflow."""
-    scaled = [scale_core(core) for core in cores]
-    log = math.fsum(step for _, step in scaled)
-    if not any(step for _, step in scaled):
-        return _by_svd(cores, truncation, center, certify)
-    factor = exponential(log)
-    if truncation.atol:
-        truncation = replace(truncation, atol=min(truncation.atol * exponential(-log), 1e150))
-    found, report = _by_svd([core for core, _ in scaled], truncation, center, certify)
-    report = replace(
-        report,
-        norm=report.norm * factor,
-        discarded_weight=tuple(weight * factor * factor for weight in report.discarded_weight),
-        error_estimate=report.error_estimate * factor,
-        error_bound=report.error_bound * factor,
-    )
-    return (rescaled(found[0], log), *found[1:]), report
-
-
 def _by_svd(
     cores: CoresLike, truncation: Truncation, center: int | None, certify: bool
 ) -> tuple[Cores, TruncationReport]:
-    work = list(orthogonalize(cores, -1, start=center))
-    dtype = linalg.working_dtype(work[-1].dtype)
+    """The plain way, on a train over a power of 2: neither its norm nor the squares leave the range."""
+    storage, dtype = cores[0].dtype, linalg.working_dtype(cores[0].dtype)
+    found, exponent = orthogonalize_scaled(cores, -1, start=center)
+    last, step = split_power(found[-1].to(dtype))
+    work, exponent = [*found[:-1], last.to(storage)], exponent + step
     norm = float(linalg.frobenius_norm(work[-1].detach().to(dtype)))
-    bonds = len(work) - 1
+    check_norm(norm, exponent, storage)
+    weights = _cut_back(work, over_power(truncation, exponent), norm)
+    scale = norm
+    if certify and center is None:
+        scale = math.exp(min(_log_roundoff_scale(cores) - exponent * math.log(2), 700.0))
+    report = TruncationReport.from_weights(
+        ranks_of(cores)[1:-1], ranks_of(work)[1:-1], weights, norm=norm, dtype=storage, scale=scale
+    )
+    work[0] = times_power_of_two(work[0].to(dtype), exponent).to(storage)
+    return tuple(work), times_report(report, exponent)
+
+
+def _cut_back(work: list[Tensor], truncation: Truncation, norm: float) -> list[float]:
+    """Cut all bonds of a train whose center is its last core, from there; returns the discarded weights."""
+    bonds, dtype = len(work) - 1, linalg.working_dtype(work[-1].dtype)
     remaining = truncation.weight_budget(norm)
     weights = [0.0] * bonds
     for k in range(bonds - 1, -1, -1):
-        factors = linalg.svd(right_unfold(work[k + 1]).to(dtype))
+        factors = linalg.svd(right_unfold(work[k + 1]).to(dtype).mH)
         rank = select_rank(factors[1], truncation.at_bond(k, bonds), max_weight=remaining / (k + 1))
         weights[k] = float(tail_weights(factors[1])[rank])
         if math.isfinite(remaining):
             remaining = max(remaining - weights[k], 0.0)
         _keep(work, k, factors, rank)
-    report = TruncationReport.from_weights(
-        ranks_of(cores)[1:-1],
-        ranks_of(work)[1:-1],
-        weights,
-        norm=norm,
-        dtype=work[0].dtype,
-        scale=_roundoff_scale(cores) if certify and center is None else norm,
-    )
-    return tuple(work), report
+    return weights
 
 
 def _keep(work: list[Tensor], k: int, factors: tuple[Tensor, Tensor, Tensor], rank: int) -> None:
-    """Cut bond k: `rank` right singular vectors stay in core k + 1, what they select goes left."""
-    u, s, vh = factors
+    """Cut bond k by the SVD of the adjoint of core k + 1: `rank` directions stay there, the rest goes left.
+
+    The adjoint, because a gradient is right for a function of the left factor, see `ttnet.factor_gradients`.
+    """
+    v, s, uh = factors
     left, mode, right = work[k], *work[k + 1].shape[1:]
-    selected = u[:, :rank] * s[:rank]
+    kept = v[:, :rank].mH.resolve_conj()
     if needs_gradient(work[k + 1]):
         # The same matrix, whose gradient also reaches the null directions.
-        selected = right_unfold(work[k + 1]).to(vh.dtype) @ vh[:rank].mH
-    work[k] = absorb_right(left.to(u.dtype), selected).to(left.dtype)
-    work[k + 1] = vh[:rank].reshape(rank, mode, right).to(left.dtype)
+        selected = right_unfold(work[k + 1]).to(v.dtype) @ v[:, :rank]
+    else:
+        selected = uh[:rank].mH * s[:rank]
+    work[k] = absorb_right(left.to(v.dtype), selected).to(left.dtype)
+    work[k + 1] = kept.reshape(rank, mode, right).to(left.dtype)
 
 
 def _batched(cores: CoresLike, truncation: Truncation, center: int | None) -> tuple[Cores, TruncationReport]:
@@ -207,7 +203,7 @@ def _batched(cores: CoresLike, truncation: Truncation, center: int | None) -> tu
     work = list(orthogonalize(cores, -1, start=center))
     bonds = len(work) - 1
     for k in range(bonds - 1, -1, -1):
-        factors = linalg.svd(right_unfold(work[k + 1]).to(linalg.working_dtype(work[k].dtype)))
+        factors = linalg.svd(right_unfold(work[k + 1]).to(linalg.working_dtype(work[k].dtype)).mH)
         cap, count = truncation.at_bond(k, bonds).max_rank, factors[1].shape[-1]
         _keep(work, k, factors, min(cap, count) if isinstance(cap, int) else count)
     unknown = math.nan
@@ -222,16 +218,15 @@ def _batched(cores: CoresLike, truncation: Truncation, center: int | None) -> tu
     return tuple(work), report
 
 
-def _roundoff_scale(cores: CoresLike) -> float:
-    """Largest product of the norms of the left and the right interface of a bond.
+def _log_roundoff_scale(cores: CoresLike) -> float:
+    """Logarithm of the largest product of the norms of the left and the right interface of a bond.
 
     The QR factorization of an interface errs relative to the norm of that interface, and the error is
     multiplied by the other one.
     """
     left = _log_interface_norms(cores)
     right = _log_interface_norms([core.transpose(0, 2) for core in reversed(cores)])
-    largest = max((a + b for a, b in zip(left, reversed(right), strict=True)), default=-math.inf)
-    return math.exp(min(largest, 700.0))
+    return max((a + b for a, b in zip(left, reversed(right), strict=True)), default=-math.inf)
 
 
 def _log_interface_norms(cores: CoresLike) -> list[float]:
@@ -260,7 +255,9 @@ def check_caps(truncation: Truncation, shape: tuple[int, ...]) -> None:
 
     Raises:
         RankError: The list has the wrong length, or a rank in it is impossible.
+        ConfigError: `truncation` is none.
     """
+    check_truncation(truncation)
     if truncation.max_rank is None or isinstance(truncation.max_rank, int):
         return
     possible = possible_ranks(shape)
@@ -286,8 +283,12 @@ def distance(a: CoresLike, b: CoresLike) -> float:
 
     Raises:
         ShapeError: The shapes differ.
+        NonFiniteError: The norm is not within the range of float64, or a core is not finite.
     """
     with torch.no_grad():
         dtype = linalg.working_dtype(torch.promote_types(a[0].dtype, b[0].dtype))
         difference = subtract([core.to(dtype) for core in a], [core.to(dtype) for core in b])
-        return float(linalg.frobenius_norm(orthogonalize(difference, 0)[0]))
+        work, exponent = orthogonalize_scaled(difference, 0)
+        norm = float(linalg.frobenius_norm(work[0]))
+        check_norm(norm, exponent, torch.float64)
+        return norm * exponential(exponent)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ttnet.bases import OVERSAMPLING, normalize, random_directions
 from ttnet.implicit import DenseSite, Site
-from ttnet.projection import Projection, exponential, gram_matrix, project, scaled
+from ttnet.projection import Projection, gram_matrix, over_power, project
+from ttnet.scaling import exponential
 from ttnet.truncation import Truncation, TruncationReport
 
 
@@ -58,21 +59,20 @@ def sketch(
     reach = max(1.0, final.reach / squared)
     unseen = 8 * len(sites) * max(1.0, reach / size) * eps * final.residue
     roundoff = 4 * len(sites) * math.sqrt(size * reach) * eps
-    scale = exponential(final.log + log_scale)
     estimate = math.sqrt(math.fsum(final.weights))
     report = TruncationReport(
         ranks_before=ranks,
         ranks_after=found.report.ranks_after,
-        discarded_weight=tuple(weight * scale * scale for weight in final.weights),
-        norm=norm * scale,
-        error_estimate=estimate * scale,
-        error_bound=(math.sqrt(estimate**2 + unseen) + roundoff * norm) * scale,
+        discarded_weight=tuple(final.weights),
+        norm=norm,
+        error_estimate=estimate,
+        error_bound=math.sqrt(estimate**2 + unseen) + roundoff * norm,
     )
-    missed = truncation.bounds_error and report.error_estimate**2 > truncation.weight_budget(report.norm)
+    exponent = final.log + log_scale
+    missed = truncation.bounds_error and estimate**2 > over_power(truncation, exponent).weight_budget(norm)
     if truncation.cutoff:
         missed = missed or max(final.weights, default=0.0) > truncation.cutoff * squared
-    cores = (scaled(final.cores[0], final.log + log_scale), *final.cores[1:])
-    return Projection(cores=cores, report=report, resolved=not missed)
+    return Projection(cores=tuple(final.cores), report=report, exponent=exponent, resolved=not missed)
 
 
 @dataclass(frozen=True, kw_only=True)

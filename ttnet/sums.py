@@ -18,8 +18,8 @@ from ttnet.cores import check, shape_of
 from ttnet.errors import DeviceError, DTypeError, ShapeError
 from ttnet.implicit import ProductSite, SumSite
 from ttnet.methods import Ends, check_method, choose, round_sites, scale_core
-from ttnet.projection import exponential
 from ttnet.rounding import check_caps, truncate
+from ttnet.scaling import exponential
 from ttnet.transforms import is_batched, needs_gradient
 from ttnet.truncation import Truncation, TruncationReport
 

@@ -1,7 +1,7 @@
 """`TensorTrain`: an immutable train with numpy's habits. A thin face over functions of cores."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias, overload
+from typing import Literal, NoReturn, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ttnet import modes as _modes
 from ttnet import rounding as _rounding
 from ttnet._typing import Cores, CoresLike
 from ttnet.chain import CoreChain, register_pytree
-from ttnet.errors import ShapeError
+from ttnet.errors import DTypeError, ShapeError
 from ttnet.extrema import Extreme, extreme_entry
 from ttnet.truncation import Truncation, TruncationReport
 
@@ -42,8 +42,10 @@ class TensorTrain(CoreChain):
     takes `return_report=True`, and then returns the pair (train, report).
 
     Args:
-        cores: Core k of shape (r_k, n_k, r_{k+1}); the boundary ranks are 1.
-        center: Core around which the train is known to be canonical, None where it is not known to be.
+        cores: Core k of shape (r_k, n_k, r_{k+1}), tensors or arrays of numpy, which are not copied; the
+            boundary ranks are 1.
+        center: Core around which the train is known to be canonical, None where it is not known to be. It is
+            not checked: norms, spectra and truncations are wrong where it is not true.
 
     Raises:
         ShapeError: Cores that do not fit together.
@@ -114,6 +116,8 @@ class TensorTrain(CoreChain):
         Raises:
             ShapeError, DTypeError, DeviceError: Indices that do not fit, are no integers, or are elsewhere.
         """
+        if not isinstance(indices, Tensor) and not len(indices):
+            indices = torch.empty(0, self.ndim, dtype=torch.int64)
         return _gather.gather(self._cores, indices, chunk_size=chunk_size)
 
     def extreme(
@@ -171,6 +175,13 @@ class TensorTrain(CoreChain):
 
     __matmul__ = dot
 
+    def __rmatmul__(self, other: object) -> NoReturn:
+        """Refused: `@` is the inner product of two trains."""
+        raise DTypeError(
+            f"other: expected a TensorTrain, got {type(other).__name__}; a @ b is the inner product of two "
+            f"trains: multiply a mode by a matrix with mode_product"
+        )
+
     def norm(self) -> Tensor:
         """Frobenius norm, a real scalar tensor; from the center alone where there is one."""
         return _log_scale.norm(self._cores, center=self._center)
@@ -180,6 +191,15 @@ class TensorTrain(CoreChain):
         if self._center is None:
             return _log_scale.log_norm(self._cores)
         return _log_scale.log_norm((self._cores[self._center].reshape(1, -1, 1),))
+
+    def normalized(self) -> tuple["TensorTrain", Tensor]:
+        """The train over its norm, with center 0, and the logarithm of that norm, a float64 scalar.
+
+        Works also where no number can hold the norm, and leads back to where all else works. A zero train
+        stays zero, with logarithm -inf. See `ttnet.log_scale.normalize`.
+        """
+        cores, logarithm = _log_scale.normalize(self._cores)
+        return TensorTrain(cores, 0), logarithm
 
     # Modes -------------------------------------------------------------------------------------------------
 
@@ -205,12 +225,13 @@ class TensorTrain(CoreChain):
     def permute(self, dims: _Ints, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
         """Reorder the modes, as `torch.permute`; exact unless `truncation` says otherwise, ranks may grow.
 
-        See `ttnet.reorder.permute`. The reverse order costs nothing.
+        See `ttnet.reorder.permute`. A truncation holds for all bonds. Without one the reverse order is free.
         """
         cores, report = reorder.permute(self._cores, dims, truncation)
         order, same = tuple(d % self.ndim for d in dims), tuple(range(self.ndim))
         mirrored = None if self._center is None else self.ndim - 1 - self._center
-        train = TensorTrain(cores, {same: self._center, same[::-1]: mirrored}.get(order, 0))
+        kept = {same: self._center, same[::-1]: mirrored} if truncation is None else {}
+        train = TensorTrain(cores, kept.get(order, 0))
         return (train, report) if return_report else train
 
     @overload
@@ -220,7 +241,7 @@ class TensorTrain(CoreChain):
     def reshape(self, shape: _Ints, truncation: _Cut = None, *, return_report: bool = False) -> _TrainOrPair:
         """Split and merge modes, as `torch.reshape`, -1 too; exact unless `truncation` says otherwise.
 
-        See `ttnet.reorder.reshape`. Ranks may grow where modes are split.
+        See `ttnet.reorder.reshape`. Ranks may grow where modes are split; a truncation holds for all bonds.
         """
         cores, report = reorder.reshape(self._cores, shape, truncation)
         return (TensorTrain(cores), report) if return_report else TensorTrain(cores)

@@ -71,8 +71,11 @@ class Truncation:
             value = getattr(self, name)
             if value is None and name not in ("cutoff", "svd_min"):
                 continue
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not (math.isfinite(value) and value >= 0):
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not (math.isfinite(value) and value >= 0)
+            ):
                 raise ConfigError(f"{name}: expected a finite number of at least 0, got {value!r}")
 
     @property
@@ -155,7 +158,9 @@ class TruncationReport:
         discarded_weight: Sum of the squares of the discarded singular values, by bond.
         norm: Frobenius norm of the train before (in the metric, where one was given).
         error_estimate: Square root of the summed weights. Where the bonds are cut one after another in the
-            canonical gauge, the errors are orthogonal and this IS the error, up to roundoff.
+            canonical gauge, the errors are orthogonal and this IS the error, up to roundoff. The methods
+            "gram", "randomized", "density" and "zip-up" measure it as a difference of squares, whose roundoff
+            is that of the square root of the precision: an error below that times `norm` is not resolved.
         error_bound: Certified bound of the Frobenius error: the estimate plus a bound of the roundoff.
     """
 

@@ -16,6 +16,7 @@ from ttnet import mpo as _mpo
 from ttnet import random as _random
 from ttnet import reorder as _reorder
 from ttnet._typing import Cores, CoresLike, PerBond
+from ttnet.arrays import to_tensor
 from ttnet.chain import CoreChain, register_pytree
 from ttnet.errors import DeviceError, DTypeError
 from ttnet.tensor_train import TensorTrain
@@ -126,8 +127,8 @@ class TTMatrix(CoreChain):
             DTypeError: `matrix` is of an integer dtype.
             RankError: `truncation.max_rank` is a list that the bonds cannot have.
         """
-        merged = _matrix.interleave(torch.as_tensor(matrix), rows, columns)
-        cores, report = _decompose.tt_svd(merged, truncation or Truncation())
+        merged = _matrix.interleave(to_tensor(matrix, "matrix"), rows, columns)
+        cores, report = _decompose.tt_svd(merged, Truncation() if truncation is None else truncation)
         result = cls(_matrix.split_modes(cores, rows, columns), -1)
         return (result, report) if return_report else result
 

@@ -10,11 +10,13 @@ from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.gauge import orthogonalize
 from ttnet.interfaces import Sites, absorb, canonical, exponential, interfaces, mirror, rescale, size_of
+from ttnet.projection import over_power
 from ttnet.rounding import truncate
+from ttnet.scaling import check_norm
 from ttnet.truncation import Truncation, TruncationReport, select_rank
 
 
-def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Cores, TruncationReport]:
+def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Cores, TruncationReport, float]:
     """Form a product from left to right, cutting each bond as it comes, then round it.
 
     Args:
@@ -23,7 +25,8 @@ def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Core
         log_scale: Exponent of 2 that the factors have been divided by.
 
     Returns:
-        Cores of merged modes with center 0 and the report, whose error is measured.
+        Cores of merged modes with center 0 and the report, whose error is measured, both of the product over
+        a power of 2, and the exponent of that.
 
     References:
         Stoudenmire and White, New J. Phys. 12, 055026 (2010).
@@ -43,16 +46,18 @@ def zip_up(sites: Sites, truncation: Truncation, log_scale: float) -> tuple[Core
         carry = rest.mT.reshape(*block.shape[:2], -1)
     last = absorb(carry, *turned[-1])
     last = last.reshape(-1, carry.shape[2], 1).transpose(0, 1)
-    cores.append(last * exponential(log_carry + log_scale))
-    rounded, report = truncate(cores, truncation, center=bonds)
+    cores.append(last)
+    exponent = log_carry + log_scale
+    rounded, report = truncate(cores, over_power(truncation, exponent), center=bonds)
     # In double precision, since the square of the error is a difference of squares.
     wide = torch.promote_types(left[0].dtype, torch.float64)
     if left[0].device.type != "mps":
         sites = [(a.to(wide), x.to(wide)) for a, x in sites]
     result = orthogonalize([core.to(sites[0][0].dtype) for core in rounded], -1, start=0)
-    error, bound, norm = measure_error(sites, result, log_scale)
+    error, bound, norm = measure_error(sites, result, -log_carry)
     ranks = tuple(len(a) * len(x) for a, x in sites[1:])
-    return rounded, replace(report, ranks_before=ranks, norm=norm, error_estimate=error, error_bound=bound)
+    report = replace(report, ranks_before=ranks, norm=norm, error_estimate=error, error_bound=bound)
+    return rounded, report, exponent
 
 
 def _cut(matrix: Tensor, truncation: Truncation, bond: int, bonds: int) -> tuple[Tensor, Tensor]:
@@ -98,6 +103,9 @@ def measure_error(
 
     Returns:
         ||A x - y||, a bound of it and ||A x||.
+
+    Raises:
+        NonFiniteError: The norm of the product is not within the range of float64.
     """
     sizes = [(size_of(gram), log, gram) for gram, log in interfaces(sites, gram=True)]
     squared_norm, log_squared = float(sizes[-1][2].real), sizes[-1][1]
@@ -121,6 +129,7 @@ def measure_error(
     outside = max((1.0 if squared_norm > 0 else 0.0) - size_of(inside) ** 2, 0.0)
     train = result[-1].reshape(-1) * exponential(log_result - log_norm - log_scale)
     gap = size_of(inside - train)
+    check_norm(float(squared_norm > 0), log_norm + log_scale, torch.float64)
     squared, norm = outside + gap * gap, exponential(log_norm + log_scale)
     count = 8 * (len(sites) + 1)
     bound = math.sqrt(squared + count * roundoff) + count * eps * size_of(train)

@@ -132,33 +132,54 @@ def adapted(name: str, variant: str = "4d", targets=None, *, random: bool = True
     return model, randomize(adapter) if random else adapter
 
 
-def naive_delta(adapter: TTAdapter, name: str) -> Tensor:
-    """dW of one matrix from the dense tensor of the whole train: alpha T[rows, slices..., columns]."""
+def naive_delta(adapter: TTAdapter, name: str, **labels) -> Tensor:
+    """DW of one matrix from the dense tensor of the whole train: alpha T[rows, slices..., columns]."""
     layout = adapter.layout
     site = layout.sites[layout.index(name)]
     full = adapter.tensor_train().to(torch.float64).full()
-    if layout.head_dim is not None:
-        full = full.flatten(-2)
-    start, end = layout.in_blocks[site.in_features]
-    full = full[start:end]
-    labels = {axis.name: axis.labels.index(site.coordinates[axis.name]) for axis in layout.axes}
-    sizes = {axis.name: axis.size for axis in layout.axes}
-    for mode in layout.pattern.structural_modes:
-        index = 0
-        for axis in mode:
-            index = index * sizes[axis] + labels[axis]
-        full = full[:, index]
-    start, end = layout.out_blocks[site.out_features]
-    return adapter.scale * full[:, start:end]
+    full = full.reshape([layout.sizes[axis] for axis in layout.pattern.axes])
+    index, kept = [], []
+    for axis in layout.pattern.axes:
+        side = "in" if axis.startswith("in") else "out" if axis.startswith(("out", "head")) else None
+        if side is None:
+            own = next(a for a in layout.axes if a.name == axis)
+            index.append(own.labels.index({**site.coordinates, **labels}[axis]))
+            continue
+        width = site.in_features if side == "in" else site.out_features
+        index.append(slice(*layout.feature_blocks[side][width][axis]))
+        kept.append(axis)
+    full = full[tuple(index)]
+    order = [axis for side in ("in", "out") for axis in layout.pattern.feature_axes(side)]
+    full = full.permute([kept.index(axis) for axis in order])
+    return adapter.scale * full.reshape(site.in_features, site.out_features)
 
 
-def dense_model(model: nn.Module, adapter: TTAdapter) -> nn.Module:
+def dense_model(model: nn.Module, adapter: TTAdapter, **labels) -> nn.Module:
     """The naive twin: a copy whose weights hold W + dW, without adapter."""
     twin = copy.deepcopy(model)
-    deltas = {site.name: naive_delta(adapter, site.name) for site in adapter.layout.sites}
+    deltas = {name: naive_module_delta(adapter, name, **labels) for name in adapter.layout.modules}
+    if twin.tt_adapter.layout.runtime:
+        twin.tt_adapter.select(**labels)
     twin.tt_adapter.detach()
     with torch.no_grad():
         for name, delta in deltas.items():
             module = twin.get_submodule(name)
             module.weight += delta if type(module).__name__ == "Conv1D" else delta.T
     return twin
+
+
+def naive_module_delta(adapter: TTAdapter, name: str, **labels) -> Tensor:
+    """DW of one module: those of its parts, put where the module has their columns."""
+    layout = adapter.layout
+    members = [layout.sites[k] for k in layout.modules[name]]
+    whole = torch.zeros(members[0].in_features, sum(s.out_features for s in members), dtype=torch.float64)
+    groups, start = members[0].groups, 0
+    unit = whole.shape[1] // groups
+    for site in members:
+        delta = naive_delta(adapter, site.name, **labels)
+        width = site.out_features // groups
+        for group in range(groups):
+            first = group * unit + start
+            whole[:, first : first + width] = delta[:, group * width : (group + 1) * width]
+        start += width
+    return whole

@@ -56,17 +56,28 @@ def test_a_bad_pattern_is_quoted_with_the_place(text, position, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("in1 in2 layer matrix out1 out2", "'in1': factorized feature axes are not built"),
-        ("layer in matrix out", "modes left of 'in' is not built"),
-        ("in layer out matrix", "modes right of 'out' is not built"),
-        ("in layer head matrix out", "'head' is built directly left of 'out'"),
+        ("out layer in", "'out': it stands left of 'in'"),
+        ("in1 out1 in2 out2", "'out1': it stands left of 'in2'"),
+        ("in layer head out1 out2", "'head' splits 'out' already"),
     ],
 )
-def test_a_pattern_that_is_not_built_is_refused_by_name(text, message):
+def test_an_order_that_makes_no_sense_is_refused_by_name(text, message):
     pattern = parse_pattern(text)
     with pytest.raises(PatternError, match=message) as caught:
-        pattern.check_built()
+        pattern.check_order()
     assert repr(text) in str(caught.value)
+
+
+def test_parts_of_the_chain():
+    pattern = parse_pattern("layer in2 in1 (matrix task) stack head out")
+    assert pattern.left_modes == (("layer",), ("in2",), ("in1",))
+    assert pattern.middle_modes == (("matrix", "task"), ("stack",))
+    assert pattern.right_modes == (("head",), ("out",))
+    assert pattern.feature_axes("in") == ("in1", "in2")
+    assert pattern.feature_axes("out") == ("head", "out")
+    assert pattern.find("task") == pattern.find("(matrix task)") == 3
+    with pytest.raises(PatternError, match="no axis 'expert'"):
+        pattern.find("expert")
 
 
 def test_axes_of_the_users_own():

@@ -123,7 +123,7 @@ def test_query_and_value_are_found_by_default(name):
             "modules_to_save: .*'pooller'; did you mean 'pooler'",
         ),
         ({"pattern": "in layer task matrix out"}, PatternError, "'task': module .* has no label on it"),
-        ({"pattern": "in layer head matrix out"}, PatternError, "not be|directly left"),
+        ({"pattern": "out layer matrix in"}, PatternError, "it stands left of 'in'"),
         ({"pattern": "in layer matrix head out", "head_dim": 5}, ShapeError, "head_dim: 5 does not divide"),
         ({"rank": [40, 3, 3]}, RankError, "from 1 to 32 at bond 0"),
     ],

@@ -6,19 +6,26 @@ from ttnet.adapters.axes import Axis, Pattern, parse_pattern
 from ttnet.adapters.config import MetaTT, TTAdapterConfig
 from ttnet.adapters.coordinates import coordinates
 from ttnet.adapters.files import SavedAdapter, read
+from ttnet.adapters.gradients import GradientStart, initialize_from_gradients
 from ttnet.adapters.layout import Layout, Site
+from ttnet.adapters.moments import input_moments
+from ttnet.adapters.split import Split
 
 __all__ = [
     "Axis",
+    "GradientStart",
     "Layout",
     "MetaTT",
     "Pattern",
     "SavedAdapter",
     "Site",
+    "Split",
     "TTAdapter",
     "TTAdapterConfig",
     "attach",
     "coordinates",
+    "initialize_from_gradients",
+    "input_moments",
     "load",
     "parse_pattern",
     "read",

@@ -1,7 +1,7 @@
 """`TTAdapter`: one train behind the chosen matrices of a frozen model."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from ttnet.adapters import files
+from ttnet.adapters.axes import Label
 from ttnet.adapters.config import TTAdapterConfig
-from ttnet.adapters.factors import relative_errors
-from ttnet.adapters.layout import Layout
-from ttnet.adapters.linear import AdaptedLinear, is_conv1d
+from ttnet.adapters.confinement import Confinement
+from ttnet.adapters.cores import AdapterCores
+from ttnet.adapters.factors import Mixture, relative_errors
+from ttnet.adapters.groups import parameter_groups
+from ttnet.adapters.heads import PlaceHeads
+from ttnet.adapters.linear import AdaptedLinear, replace_module
+from ttnet.adapters.merging import check_trainable, merged_weights
+from ttnet.adapters.run_time import RunTimeAxes
+from ttnet.adapters.selection import check_axes, select
+from ttnet.adapters.structure import Layout
 from ttnet.adapters.workspace import Workspace, is_traced
-from ttnet.errors import DTypeError, NonFiniteError, StateError
-from ttnet.parameter import TTParameter
+from ttnet.errors import StateError
 from ttnet.tensor_train import TensorTrain
 
 NAME = "tt_adapter"
 """Name under which the adapter is registered at the model's root."""
 
 
-class TTAdapter(nn.Module):
+class TTAdapter(RunTimeAxes):
     """The adapter of a model; `attach` and `load` make one.
 
         y = base(x) + x dW,    dW = alpha [in]--[layer]--[matrix]--[out]
@@ -42,6 +49,7 @@ class TTAdapter(nn.Module):
 
     Attributes:
         cores: The `TTParameter` that is trained.
+        trained_only: The places that `train_only` trains alone, None in joint training.
         config: The options.
         layout: What each matrix reads of the cores; its `sites` and `presence` list the adapted matrices.
     """
@@ -58,7 +66,7 @@ class TTAdapter(nn.Module):
         base: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.cores = TTParameter(train)
+        self.cores = AdapterCores(train, config.modes_of(config.diagonal))
         self.config = config
         self.layout = layout
         self.scale = scale
@@ -76,6 +84,8 @@ class TTAdapter(nn.Module):
         self._aside = False  # whether the modules trained whole stand aside for their originals
         self._trainable: dict[str, bool] = {}
         self._handles: list[Any] = []
+        self.trained_only: dict[str, Label] | None = None
+        self._confinement: Confinement | None = None
         self._install()
         self.train(model.training)
 
@@ -86,36 +96,48 @@ class TTAdapter(nn.Module):
         """Number of entries of the cores; modules trained whole are not counted."""
         return sum(core.numel() for core in self.cores.parameters())
 
-    @property
-    def merged(self) -> bool:
-        """Whether dW is added to the model's weights."""
-        return bool(self._weights)
-
     def tensor_train(self) -> TensorTrain:
         """A detached copy of the train."""
         return self.cores.tensor_train()
 
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+    def factors(self, name: str, **labels: Label) -> tuple[Tensor, Tensor]:
         """The factors of one adapted matrix, dW = A B; they differentiate into the cores under grad.
 
         Args:
-            name: Name of its module, such as "encoder.layer.3.attention.self.query".
+            name: Name of its module, such as "encoder.layer.3.attention.self.query", or of one part of a
+                split module.
+            labels: Places on run-time axes, such as `task="rte"`, instead of those selected.
 
         Returns:
             A (in, r) and B (r, out), alpha folded into B, in float32 or better.
 
         Raises:
             ShapeError: No adapted matrix has this name.
+            StateError: Nothing, or one place for each sample, is selected on a run-time axis.
+            ConfigError: An axis that is not selected at run time, or a label that it does not have.
         """
-        return self.workspace.live_pair(self.layout.index(name))
+        check_axes(self.layout, labels)
+        selection = select(self.layout, {**self.workspace.chosen, **labels})
+        left, right = self.workspace.live_pair(self.layout.members(name), selection)
+        if isinstance(right, Mixture):
+            raise StateError(
+                f"factors: the samples of the batch read different places, {name!r} has no "
+                f"single dW; name them, as "
+                f"{self.layout.runtime[0].name}=..."
+            )
+        return left, right
 
-    def delta(self, name: str) -> Tensor:
+    def delta(self, name: str, **labels: Label) -> Tensor:
         """The dense dW (in, out) of one adapted matrix: y = x (W + dW) + bias.
+
+        Args:
+            name: As in `factors`.
+            labels: As in `factors`.
 
         Raises:
             ShapeError: No adapted matrix has this name.
         """
-        left, right = self.factors(name)
+        left, right = self.factors(name, **labels)
         return left @ right
 
     def matrix_errors(self, before: TensorTrain, after: TensorTrain) -> dict[str, float]:
@@ -128,9 +150,40 @@ class TTAdapter(nn.Module):
             after: A train of the same mode sizes, of any ranks.
 
         Returns:
-            For each adapted matrix |dW_before - dW_after| / |dW_before| in the Frobenius norm.
+            For each adapted matrix |dW_before - dW_after| / |dW_before| in the Frobenius norm; with run-time
+            axes for each place on them too, as "name [task=rte]".
         """
         return relative_errors(before.cores, after.cores, self.layout)
+
+    # Training ----------------------------------------------------------------------------------------------
+
+    def parameter_groups(
+        self,
+        lr: float,
+        core_lr: Mapping[str, float] | None = None,
+        *,
+        head_lr: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """Groups of parameters for an optimizer, with a learning rate for each core.
+
+        Args:
+            lr: Learning rate of the cores.
+            core_lr: Learning rates by axis, such as ``{"in": 1e-3, "out": 5e-3}``.
+            head_lr: Learning rate of the modules trained whole; None for `lr`.
+            weight_decay: Weight decay of all groups.
+
+        Returns:
+            Groups with the entries params, lr, weight_decay and name; frozen cores are left out.
+
+        Raises:
+            PatternError: The pattern has no such axis.
+            ConfigError: A rate that is negative or not finite, a frozen core, or two rates for one core.
+        """
+        heads = [parameter for module in self._saved_modules().values() for parameter in module.parameters()]
+        return parameter_groups(
+            self.cores.core_parameters(), self.config, heads, lr, core_lr or {}, head_lr, weight_decay
+        )
 
     # States ------------------------------------------------------------------------------------------------
 
@@ -170,28 +223,9 @@ class TTAdapter(nn.Module):
             raise StateError("merge: the adapter is merged already; call unmerge() first")
         if self._disabled:
             raise StateError("merge: the adapter is disabled; leave `with adapter.disabled()` first")
-        new: dict[str, Tensor] = {}
-        for site in self.layout.sites:
-            base = self._adapted(site.name).base
-            weight = base.weight
-            if (
-                not isinstance(weight, Tensor)
-                or not weight.is_floating_point()
-                or type(weight) is not nn.Parameter
-            ):
-                raise DTypeError(
-                    f"merge: the weight of {site.name!r} is quantized or sharded ({type(weight).__name__}, "
-                    f"{getattr(weight, 'dtype', None)}); dequantize the model first"
-                )
-            delta = self.delta(site.name)
-            if not bool(delta.isfinite().all()):
-                raise NonFiniteError(
-                    f"merge: dW of {site.name!r} is not finite; train with a lower learning rate"
-                )
-            wide = torch.promote_types(weight.dtype, delta.dtype)
-            new[site.name] = weight.to(wide).add(delta if is_conv1d(base) else delta.T).to(weight.dtype)
+        new = merged_weights(self)
         for name, value in new.items():
-            weight = self._adapted(name).weight
+            weight = self.adapted(name).weight
             self._weights[name] = weight.detach().clone()
             weight.copy_(value)
         self._update()
@@ -206,7 +240,7 @@ class TTAdapter(nn.Module):
         if not self.merged:
             raise StateError("unmerge: the adapter is not merged; call merge() first")
         for name, weight in self._weights.items():
-            self._adapted(name).weight.copy_(weight)
+            self.adapted(name).weight.copy_(weight)
         self._weights = {}
         self._update()
 
@@ -234,8 +268,14 @@ class TTAdapter(nn.Module):
             if self.merged:
                 self.unmerge()
             self._exchange_saved_modules()
-        for site in self.layout.sites:
-            replace_module(model, site.name, self._adapted(site.name).base)
+        for name, heads in self._heads().items():
+            if model.get_submodule(name) is heads:
+                place = self.selected_places(heads.axis)
+                if not isinstance(place, int):
+                    raise StateError(f"detach: select one {heads.axis} first, the model keeps its head")
+                replace_module(model, name, heads.places[place])
+        for name in self.layout.modules:
+            replace_module(model, name, self.adapted(name).base)
         for handle in self._handles:
             handle.remove()
         delattr(model, NAME)
@@ -278,6 +318,11 @@ class TTAdapter(nn.Module):
         files.check_layout(saved, self.layout)
         state = files.check_modules(saved, self._saved_state())
         self.cores.assign(saved.train)
+        self.load_modules(state)
+
+    @torch.no_grad()
+    def load_modules(self, state: Mapping[str, Tensor]) -> None:
+        """Take values of the modules trained whole, by their names in a file."""
         for name, tensor in self._saved_state().items():
             tensor.copy_(state[name])
 
@@ -298,10 +343,13 @@ class TTAdapter(nn.Module):
         for name, parameter in model.named_parameters():
             self._trainable[name] = parameter.requires_grad
             parameter.requires_grad_(False)
-        for name in self.saved_modules:
-            model.get_submodule(name).requires_grad_(True)
-        for k, site in enumerate(self.layout.sites):
-            replace_module(model, site.name, AdaptedLinear(model.get_submodule(site.name), self, k))
+        axis = self.config.heads_by
+        for name in self.saved_modules if axis is not None else ():
+            size = self.layout.sizes[axis or ""]
+            replace_module(model, name, PlaceHeads(model.get_submodule(name), self, axis or "", size))
+        self._set_trainable()
+        for k, name in enumerate(self.layout.modules):
+            replace_module(model, name, AdaptedLinear(model.get_submodule(name), self, k))
         setattr(model, NAME, self)
         # Bound methods: a copy of the model is hooked to its own copy of the adapter.
         self._handles = [
@@ -315,10 +363,7 @@ class TTAdapter(nn.Module):
 
     def _begin(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
         if self.bypassed:
-            if self.merged and self.training and torch.is_grad_enabled():
-                raise StateError(
-                    "the adapter is merged, training would leave its cores as they are; call unmerge() first"
-                )
+            check_trainable(self)
         elif not is_traced():
             self.workspace.begin()
 
@@ -331,43 +376,18 @@ class TTAdapter(nn.Module):
     def _update(self) -> None:
         self.bypassed = self.merged or self._disabled > 0
 
-    def _adapted(self, name: str) -> AdaptedLinear:
+    def adapted(self, name: str) -> AdaptedLinear:
+        """The module that stands in the place of an adapted one.
+
+        Raises:
+            StateError: Somebody has replaced it.
+        """
         module = self.__dict__["model"].get_submodule(name)
         if not isinstance(module, AdaptedLinear):
             raise StateError(
                 f"{name!r} was replaced after attach, it is {type(module).__name__}; attach again"
             )
         return module
-
-    def _exchange_saved_modules(self) -> None:
-        model: nn.Module = self.__dict__["model"]
-        originals: dict[str, nn.Module] = self.__dict__["_originals"]
-        for name, other in originals.items():
-            present = model.get_submodule(name)
-            like = next(present.parameters(), None)
-            if like is not None:
-                other.to(device=like.device, dtype=like.dtype)
-            other.train(present.training)
-            replace_module(model, name, other)
-            originals[name] = present
-        self._aside = not self._aside
-
-    def _saved_state(self) -> dict[str, Tensor]:
-        model: nn.Module = self.__dict__["model"]
-        modules: dict[str, nn.Module] = self.__dict__["_originals"]
-        if not self._aside:
-            modules = {name: model.get_submodule(name) for name in self.saved_modules}
-        return {
-            f"{name}.{key}": value
-            for name, module in modules.items()
-            for key, value in module.state_dict().items()
-        }
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:

@@ -2,10 +2,10 @@
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ttnet.adapters import files
@@ -14,9 +14,11 @@ from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.coordinates import Coordinates
 from ttnet.adapters.coordinates import coordinates as default_coordinates
 from ttnet.adapters.initialization import initial_train
-from ttnet.adapters.layout import Layout, Site, make_layout
+from ttnet.adapters.layout import make_layout
 from ttnet.adapters.linear import linear_widths
+from ttnet.adapters.structure import Layout, Site
 from ttnet.adapters.targets import find_saved_modules, find_sites
+from ttnet.adapters.tasks import run_time_axis
 from ttnet.errors import ConfigError, DeviceError, FormatError, StateError
 from ttnet.tensor_train import TensorTrain
 
@@ -37,7 +39,7 @@ def attach(model: nn.Module, config: TTAdapterConfig, coordinates: Coordinates |
 
     Raises:
         ConfigError: A target that matches nothing, or another option that does not fit the model.
-        PatternError: A pattern that is not built, or an axis on which a module has no label.
+        PatternError: Axes in an order that makes no sense, or an axis on which a module has no label.
         RankError: A list of ranks that the bonds cannot have.
         ShapeError: A width that the `head` axis cannot split.
         StateError: The model has an adapter already.
@@ -57,11 +59,19 @@ def attach(model: nn.Module, config: TTAdapterConfig, coordinates: Coordinates |
             f"config: expected a TTAdapterConfig, such as MetaTT('4d'), got {type(config).__name__}"
         )
     _check_free(model)
-    config.parsed.check_built()
+    config.parsed.check_order()
     saved = find_saved_modules(model, config.modules_to_save)
     sites = find_sites(model, config, saved, coordinates)
     head_dim = (config.head_dim or _head_dim(model)) if config.parsed.has_head else None
-    layout = make_layout(config.parsed, sites, declared=tuple(config.axes), head_dim=head_dim)
+    layout = make_layout(
+        config.parsed,
+        sites,
+        declared=tuple(config.axes),
+        head_dim=head_dim,
+        factors=config.factors,  # pyright: ignore[reportArgumentType]
+    )
+    if config.heads_by is not None:
+        run_time_axis(layout, config.heads_by)
     train = initial_train(layout, config)
     scale = config.alpha / train.ranks[1] if config.alpha_scaling else config.alpha
     return _install(model, config, layout, train, scale, saved)
@@ -86,16 +96,14 @@ def load(model: nn.Module, directory: str | Path) -> TTAdapter:
     _check_free(model)
     modules = dict(model.named_modules())
     widths = {name: linear_widths(module) for name, module in modules.items()}
-    missing = [site.name for site in saved.layout.sites if widths.get(site.name) is None]
+    missing = [site.module for site in saved.layout.sites if widths.get(site.module) is None]
     if missing:
         raise FormatError(
             f"{directory}: made on {files.describe(saved.base)}, and this {type(model).__name__} has no "
             f"linear module {missing[0]!r}; load it on the model it was made on"
         )
-    sites = tuple(
-        Site(site.name, *(widths[site.name] or (0, 0)), site.coordinates) for site in saved.layout.sites
-    )
-    layout = Layout(saved.layout.pattern, saved.layout.axes, sites, saved.layout.head_dim)
+    sites = tuple(_resized(saved.layout, site, widths[site.module] or (0, 0)) for site in saved.layout.sites)
+    layout = replace(saved.layout, sites=sites)
     files.check_layout(saved, layout)
     _check_base(model, saved, directory)
     names = saved.module_names
@@ -105,18 +113,31 @@ def load(model: nn.Module, directory: str | Path) -> TTAdapter:
             f"modules_to_save: {directory} holds the module {absent[0]!r}, which this {type(model).__name__} "
             f"does not have; load it on {files.describe(saved.base)}"
         )
-    whole = {
-        f"{name}.{key}": value
-        for name in names
-        for key, value in model.get_submodule(name).state_dict().items()
-    }
-    state = files.check_modules(saved, whole)
+    state = files.check_modules(saved, _expected_state(model, saved))
     _warn_of_other_weights(model, saved, directory)
     adapter = _install(model, saved.config, layout, saved.train, saved.scale, names)
-    with torch.no_grad():
-        for name, value in state.items():
-            whole[name].copy_(value)
+    adapter.load_modules(state)
     return adapter
+
+
+def _resized(layout: Layout, site: Site, widths: tuple[int, int]) -> Site:
+    """A saved site with the widths its module has in the model at hand."""
+    members = layout.modules[site.module]
+    saved = sum(layout.sites[k].out_features for k in members)
+    out = site.out_features if widths[1] == saved else widths[1] // len(members)
+    return replace(site, in_features=widths[0], out_features=out)
+
+
+def _expected_state(model: nn.Module, saved: files.SavedAdapter) -> dict[str, Tensor]:
+    """The tensors of the modules trained whole by the names they have in a file."""
+    axis = saved.config.heads_by
+    copies = [""] if axis is None else [f"places.{k}." for k in range(saved.layout.sizes[axis])]
+    return {
+        f"{name}.{own}{key}": value
+        for name in saved.module_names
+        for own in copies
+        for key, value in model.get_submodule(name).state_dict().items()
+    }
 
 
 def _install(
@@ -127,7 +148,7 @@ def _install(
     scale: float,
     saved: tuple[str, ...],
 ) -> TTAdapter:
-    devices = {_weight(model, site.name).device for site in layout.sites}
+    devices = {_weight(model, site.module).device for site in layout.sites}
     if len(devices) > 1:
         raise DeviceError(
             f"model: its matrices are on several devices, {sorted(map(str, devices))}; put it on one, "
@@ -157,7 +178,7 @@ def _head_dim(model: nn.Module) -> int | None:
 def _describe_base(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """What a loader compares: the widths of all linear modules in layers, and a few weights."""
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
-    ends = (layout.sites[0].name, layout.sites[-1].name)
+    ends = (layout.sites[0].module, layout.sites[-1].module)
     return {
         "class": type(model).__name__,
         "name": str(name) if name else None,

@@ -4,7 +4,8 @@
     mode    := axis | "(" axis axis ... ")"
 
 Feature axes are `in` and `out` (or `in1 in2 ...`, `out1 out2 ...` where a width is factorized) and `head`,
-which splits the output features into chunks. All others are structural axes: they say which matrix is meant.
+which splits the output features into chunks. All others are structural axes: they say which matrix is meant,
+or, like a task, are selected when the model runs.
 """
 
 import difflib
@@ -97,28 +98,75 @@ class Pattern:
         """Whether the output features are split into heads."""
         return "head" in self.axes
 
+    @property
+    def left_modes(self) -> tuple[tuple[str, ...], ...]:
+        """The modes up to the last `in` axis: they make the factor A."""
+        return self.modes[: self._cuts[0]]
+
+    @property
+    def middle_modes(self) -> tuple[tuple[str, ...], ...]:
+        """The structural modes between the last `in` axis and the first `out` or `head` axis."""
+        return self.modes[slice(*self._cuts)]
+
+    @property
+    def right_modes(self) -> tuple[tuple[str, ...], ...]:
+        """The modes from the first `out` or `head` axis on."""
+        return self.modes[self._cuts[1] :]
+
+    @property
+    def _cuts(self) -> tuple[int, int]:
+        sides = [side_of(mode[0]) for mode in self.modes]
+        return len(sides) - sides[::-1].index("in"), sides.index("out")
+
+    def feature_axes(self, side: str) -> tuple[str, ...]:
+        """The feature axes of one side, the slowest first: `in1 in2 ...`, or `head out`.
+
+        Args:
+            side: "in" or "out".
+        """
+        own = [axis for axis in self.axes if side_of(axis) == side]
+        return tuple(sorted(own, key=lambda axis: -1 if axis == "head" else int(axis[len(side) :] or 0)))
+
+    def find(self, axis: str) -> int:
+        """Index of the mode that holds an axis, which may also be a merged mode such as "layer matrix".
+
+        Raises:
+            PatternError: No mode holds it.
+        """
+        wanted = tuple(axis.strip("() ").split())
+        for k, mode in enumerate(self.modes):
+            if wanted == mode or (len(wanted) == 1 and wanted[0] in mode):
+                return k
+        raise PatternError(f"pattern {self.text!r} has no axis {axis!r}; it has {', '.join(self.axes)}")
+
     def error(self, axis: str, problem: str) -> PatternError:
         """The error that an axis causes, with the pattern quoted and its place named."""
         return _error(self.text, self.positions.get(axis, 0), axis, problem)
 
-    def check_built(self) -> None:
-        """Check that the chain can be contracted: `in`, structural modes, perhaps `head`, then `out`.
+    def check_order(self) -> None:
+        """Check that one cut of the chain has all `in` axes on its left and `out`, `head` on its right.
 
         Raises:
-            PatternError: A pattern that the grammar has and the adapters do not build.
+            PatternError: An order in which dW is no product of two factors of the bond's rank, or `head`
+                beside factors of `out`.
         """
-        for axis in self.axes:
-            match = _FEATURE.fullmatch(axis)
-            if match and match["number"]:
-                whole = match["side"]
-                raise self.error(axis, f"factorized feature axes are not built yet; write {whole!r}")
-        order = [mode[0] if _FEATURE.fullmatch(mode[0]) else "*" for mode in self.modes]
-        if order[0] != "in":
-            raise self.error("in", "a pattern with modes left of 'in' is not built; put 'in' first")
-        if order[-1] != "out":
-            raise self.error("out", "a pattern with modes right of 'out' is not built; put 'out' last")
-        if "head" in order and order[-2] != "head":
-            raise self.error("head", "'head' is built directly left of 'out' alone; move it there")
+        last_in = max(self.axes.index(axis) for axis in self.feature_axes("in"))
+        for axis in self.feature_axes("out"):
+            if self.axes.index(axis) < last_in:
+                raise self.error(
+                    axis,
+                    f"it stands left of {self.axes[last_in]!r}: no bond separates input from output "
+                    "features, and dW = A B would not have the rank of one; put every 'in' axis left of "
+                    "every 'out' and 'head' axis",
+                )
+        if self.has_head and "out" not in self.axes:
+            raise self.error("head", "'head' splits 'out' already; leave it out, or do not factorize 'out'")
+
+
+def side_of(axis: str) -> str | None:
+    """The side of a feature axis, "in" or "out" (`head` too), None for a structural one."""
+    match = _FEATURE.fullmatch(axis)
+    return None if match is None else match["side"] or "out"
 
 
 @lru_cache(maxsize=256)

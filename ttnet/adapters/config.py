@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ttnet.adapters.axes import Axis, Pattern, parse_pattern
+from ttnet.adapters.axes import Axis, Pattern, parse_pattern, side_of
+from ttnet.adapters.split import read_splits
 from ttnet.errors import ConfigError, PatternError, RankError
 
 INITS = ("zero", "identity", "normal")
@@ -45,11 +46,23 @@ class TTAdapterConfig:
             classifier, () takes none.
         axes: Axes of the user's own that the pattern uses.
         head_dim: Width of a chunk of the `head` axis; None reads it from the model's configuration.
-        init: Initialization of the cores from left to right, "zero", "identity" or "normal", as a sequence or
-            as "ze-id-id-id"; one name stands for all cores. None: the first zero, the others identity.
+        init: Initialization of the cores from left to right, "zero", "identity" or "normal", as a sequence,
+            as "ze-id-id-id", or by axis as {"out": "zero", "in": "normal"}, the others identity; one name
+            stands for all cores. None: the first zero, the others identity.
         init_std: Standard deviation of "normal"; None keeps the scale of an identity.
         seed: Seed of "normal".
         dtype: Dtype of the cores.
+        dropout: Probability with which an entry of x is left out of x dW in training; matrices that read the
+            same x leave out the same.
+        factors: For a pattern that factorizes the features, the factors of each width by side, such as
+            ``{"in": (24, 32), "out": (24, 32)}``, or a list of tuples where widths differ.
+        split: Fused modules whose parts count as matrices of their own: a `Split`, a number of parts or their
+            names, by suffix of the module's name, such as ``{"c_attn": ("query", "key", "value")}``; "auto"
+            for those of the families that are known.
+        frozen: Axes whose cores are not trained.
+        diagonal: Structural or `head` axes whose cores have diagonal slices, as in a CP decomposition.
+        heads_by: Axis selected at run time, such as "task", on which each place has its own copy of the
+            modules in `modules_to_save`.
 
     Raises:
         PatternError: `pattern` cannot be read.
@@ -68,27 +81,36 @@ class TTAdapterConfig:
     modules_to_save: Sequence[str] | None = None
     axes: Sequence[Axis] = ()
     head_dim: int | None = None
-    init: str | Sequence[str] | None = None
+    init: str | Sequence[str] | Mapping[str, str] | None = None
     init_std: float | None = None
     seed: int = 0
     dtype: str = "float32"
+    dropout: float = 0.0
+    factors: Mapping[str, Any] | None = None
+    split: str | Mapping[str, Any] | None = None
+    frozen: Sequence[str] = ()
+    diagonal: Sequence[str] = ()
+    heads_by: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, torch.dtype):
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         if isinstance(self.layers_to_transform, int):
             object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
-        for name in ("modules_to_save", "layers_pattern"):
+        for name in ("modules_to_save", "layers_pattern", "frozen", "diagonal"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
-        for name in (*_NAMES, "layers_to_transform", "axes", "rank"):
+        for name in (*_NAMES, "layers_to_transform", "axes", "rank", "frozen", "diagonal"):
             value = getattr(self, name)
             if isinstance(value, Sequence | set | range) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "factors", _read_factors(self.factors))
+        object.__setattr__(self, "split", read_splits(self.split))
         self._check_rank()
         self._check_names()
         self._check_numbers()
-        object.__setattr__(self, "init", _read_init(self.init, len(self.parsed.modes)))
+        self._check_cores()
+        object.__setattr__(self, "init", _read_init(self.init, self.parsed))
 
     @property
     def parsed(self) -> Pattern:
@@ -99,6 +121,14 @@ class TTAdapterConfig:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of the cores."""
         return getattr(torch, self.dtype)
+
+    def modes_of(self, axes: Sequence[str]) -> tuple[int, ...]:
+        """Indices of the cores that hold the axes.
+
+        Raises:
+            PatternError: The pattern has no such axis.
+        """
+        return tuple(sorted({self.parsed.find(axis) for axis in axes}))
 
     @property
     def core_inits(self) -> tuple[str, ...]:
@@ -141,6 +171,22 @@ class TTAdapterConfig:
             if rank < 1:
                 raise RankError(f"rank: expected at least 1, got {self.rank!r}")
 
+    def _check_cores(self) -> None:
+        self.modes_of(self.frozen)
+        for axis in self.diagonal:
+            mode = self.parsed.modes[self.parsed.find(axis)]
+            inner = 0 < self.parsed.find(axis) < len(self.parsed.modes) - 1
+            if not inner or (side_of(mode[0]) is not None and mode != ("head",)):
+                raise ConfigError(
+                    f"diagonal: {axis!r} is no inner structural axis of {self.pattern!r}; only slices of "
+                    "those, "
+                    "and of 'head', can be diagonal"
+                )
+        if self.heads_by is not None and self.heads_by not in self.parsed.structural:
+            raise ConfigError(f"heads_by: {self.heads_by!r} is no structural axis of {self.pattern!r}")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout: expected a number from 0 to below 1, got {self.dropout!r}")
+
     def _check_names(self) -> None:
         for name in _NAMES:
             value = getattr(self, name)
@@ -177,12 +223,19 @@ class TTAdapterConfig:
             raise ConfigError(f"layers_to_transform: expected layer indices from 0, got {layers!r}")
 
 
-def MetaTT(variant: str = "4d", *, rank: int | Sequence[int] = 8, **options: Any) -> TTAdapterConfig:  # noqa: N802
+def MetaTT(  # noqa: N802
+    variant: str = "4d",
+    *,
+    rank: int | Sequence[int] = 8,
+    tasks: Sequence[str] | None = None,
+    **options: Any,
+) -> TTAdapterConfig:
     """The config of a MetaTT adapter.
 
     Args:
         variant: "4d", "5d" or "4+1d", or any pattern.
         rank: Rank of all bonds, or one for each.
+        tasks: Names of the tasks, for a pattern with the axis `task`; one is selected when the model runs.
         options: The other options of `TTAdapterConfig`.
 
     Returns:
@@ -201,12 +254,55 @@ def MetaTT(variant: str = "4d", *, rank: int | Sequence[int] = 8, **options: Any
     pattern = PRESETS.get(variant.lower(), variant)
     if pattern is variant and not variant.split()[1:]:
         raise PatternError(f"MetaTT: expected one of {', '.join(PRESETS)} or a pattern, got {variant!r}")
+    if tasks is not None:
+        if isinstance(tasks, str):
+            raise ConfigError(f"tasks: expected a list of names, got {tasks!r}; write tasks=[{tasks!r}]")
+        options["axes"] = (*options.get("axes", ()), Axis("task", labels=tuple(tasks)))
     return TTAdapterConfig(pattern=pattern, rank=rank, **options)
 
 
-def _read_init(init: str | Sequence[str] | None, num_cores: int) -> tuple[str, ...] | None:
+def _read_factors(given: Mapping[str, Any] | None) -> dict[str, tuple[tuple[int, ...], ...]] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not set(given) <= {"in", "out"}:
+        raise ConfigError(f"factors: expected a mapping with 'in' and 'out', got {given!r}")
+    found = {}
+    for side, value in given.items():
+        several = isinstance(value, Sequence) and value and all(isinstance(each, Sequence) for each in value)
+        each = tuple(tuple(sizes) for sizes in (value if several else [value]) if isinstance(sizes, Sequence))
+        wrong = [s for sizes in each for s in sizes if isinstance(s, bool) or not isinstance(s, int) or s < 1]
+        if wrong or not each or not all(each):
+            raise ConfigError(
+                f"factors: expected integers of at least 1 for {side!r}, such as (24, 32), or a list of such "
+                f"tuples, got {value!r}"
+            )
+        found[side] = each
+    return found
+
+
+def read_kind(name: str) -> str:
+    """The full name of an initialization.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    found = {kind[:2]: kind for kind in INITS}.get(name, name)
+    if found not in INITS:
+        raise ConfigError(f"init: expected {', '.join(INITS)}, got {name!r}")
+    return found
+
+
+def _read_init(
+    init: str | Sequence[str] | Mapping[str, str] | None, pattern: Pattern
+) -> tuple[str, ...] | None:
+    num_cores = len(pattern.modes)
     if init is None:
         return None
+    if isinstance(init, Mapping):
+        names = ["identity"] * num_cores
+        for axis, name in init.items():
+            names[pattern.find(axis)] = read_kind(name)
+        return tuple(names)
     short = {name[:2]: name for name in INITS}
     given = init.split("-") if isinstance(init, str) else list(init)
     names = [short.get(name, name) for name in given]

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ttnet.adapters.config import TTAdapterConfig
-from ttnet.adapters.layout import Layout
+from ttnet.adapters.structure import Layout
 from ttnet.errors import FormatError, ShapeError, TTNetError
 from ttnet.tensor_train import TensorTrain
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttnet.adapters.factors import Mixture
 from ttnet.adapters.workspace import is_traced
 
 if TYPE_CHECKING:
@@ -36,21 +37,28 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2
 
 
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
 class AdaptedLinear(nn.Module):
     """A linear module that adds its share of the train to the output of the module it replaces.
 
     Args:
         base: The module that is replaced, frozen.
         adapter: The adapter, registered once at the model's root and referred to here.
-        site: Index of this matrix in the adapter's layout.
+        module: Index of this module in the adapter's layout.
     """
 
-    def __init__(self, base: nn.Module, adapter: "TTAdapter", site: int) -> None:
+    def __init__(self, base: nn.Module, adapter: "TTAdapter", module: int) -> None:
         super().__init__()
         self.base = base
-        own = adapter.layout.sites[site]
-        self.in_features, self.out_features = own.in_features, own.out_features
-        self.site = site
+        own = [adapter.layout.sites[k] for k in tuple(adapter.layout.modules.values())[module]]
+        self.in_features, self.out_features = own[0].in_features, sum(site.out_features for site in own)
+        self.module = module
+        self.dropout = adapter.config.dropout
         self.transposed = is_conv1d(base)
         # Registering the adapter here as well would save it once for each matrix.
         self.__dict__["adapter"] = adapter
@@ -81,12 +89,14 @@ class AdaptedLinear(nn.Module):
         dtype = _compute_dtype(x)
         if is_traced():
             return self._forward_traced(x, dtype, adapter)
-        left, right = adapter.workspace.pair(self.site, dtype)
-        flat, hidden = adapter.workspace.project(x, left)
+        left, right = adapter.workspace.pair(self.module, dtype)
+        flat, hidden = adapter.workspace.project(x, left, self.dropout if self.training else 0.0)
         base = self.base
-        if not self._is_plain(base):
+        mixed = isinstance(right, Mixture)
+        if mixed or not self._is_plain(base):
             y = base(x)
-            return y + torch.mm(hidden, right).view(y.shape).to(y.dtype)
+            change = right.apply(hidden, len(x)) if mixed else torch.mm(hidden, right)
+            return y + change.view(y.shape).to(y.dtype)
         parameters = base._parameters
         weight: Tensor = parameters["weight"]  # pyright: ignore[reportAssignmentType]
         y = F.linear(flat, weight.t() if self.transposed else weight, parameters["bias"])
@@ -98,9 +108,15 @@ class AdaptedLinear(nn.Module):
     def _forward_traced(self, x: Tensor, dtype: torch.dtype, adapter: "TTAdapter") -> Tensor:
         """The same without caches and without changes in place, for torch.compile and torch.func."""
         with torch.autocast(x.device.type, enabled=False):
-            left, right = adapter.workspace.live_pair(self.site)
+            left, right = adapter.workspace.live_module(self.module)
         y = self.base(x)
-        return y + ((x.to(dtype) @ left.to(dtype)) @ right.to(dtype)).to(y.dtype)
+        read = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        hidden, right = read.to(dtype) @ left.to(dtype), right.to(dtype)
+        if isinstance(right, Mixture):
+            change = right.apply(hidden.reshape(-1, hidden.shape[-1]), len(x)).view(y.shape)
+        else:
+            change = hidden @ right
+        return y + change.to(y.dtype)
 
     def _is_plain(self, base: nn.Module) -> bool:
         """Whether the base does nothing but its product: no hooks, no subclass, no parametrized weight."""

@@ -9,8 +9,9 @@ from torch import nn
 from ttnet.adapters.axes import Label
 from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.coordinates import Coordinates, coordinates, layer_lists
-from ttnet.adapters.layout import Site
 from ttnet.adapters.linear import linear_widths
+from ttnet.adapters.split import find_split, known_splits
+from ttnet.adapters.structure import Site
 from ttnet.errors import ConfigError
 
 HEADS = ("classifier", "score", "classification_head", "pre_classifier", "qa_outputs")
@@ -105,10 +106,20 @@ def find_sites(
                 f"layers_to_transform: no target in layers {missing}; there are layers {present}"
             )
         chosen = [name for name in chosen if labels[name].get("layer") in wanted]
-    sites = []
+    splits = known_splits(model) if config.split == "auto" else config.split or {}
+    sites: list[Site] = []
     for name in chosen:
         rows, columns = linear_widths(linear[name]) or (0, 0)
-        sites.append(Site(name, rows, columns, labels[name]))
+        split = find_split(splits, name)  # pyright: ignore[reportArgumentType]
+        if split is None:
+            sites.append(Site(name, rows, columns, labels[name]))
+            continue
+        for part, width in zip(split.parts, split.widths(name, columns), strict=True):
+            own = {**labels[name], "matrix": f"{labels[name].get('matrix', name)}.{part}"}
+            sites.append(Site(f"{name}.{part}", rows, width, own, name, split.groups))
+    unused = [suffix for suffix in splits if not any(find_split({suffix: splits[suffix]}, n) for n in chosen)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if unused and config.split != "auto":
+        raise ConfigError(f"split: no target module is called {unused[0]!r}; {_close(unused[0], chosen)}")
     return sites
 
 

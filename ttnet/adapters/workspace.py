@@ -4,18 +4,18 @@ Under grad the factors are built at every forward pass of the model, since their
 once; otherwise they are kept until a core changes.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ttnet.adapters.factors import Factors, build_factors, site_factors
-from ttnet.adapters.layout import Layout
+from ttnet.adapters.factors import Factors, Mixture, Pair, build_factors, module_factors, site_mixture
+from ttnet.adapters.selection import Selection, select
+from ttnet.adapters.structure import Layout
 from ttnet.errors import DeviceError, StateError
 from ttnet.parameter import TTParameter
-
-Pair = tuple[Tensor, Tensor]
-"""The factors A (in, r) and B (r, out) of one matrix."""
 
 _top_hooks = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
@@ -42,7 +42,36 @@ class Workspace:
     def __init__(self, parameter: TTParameter, layout: Layout, scale: float) -> None:
         self.parameter = parameter
         self.layout = layout
+        layout.prepare()
         self.scale = scale
+        self.chosen: dict[str, Any] = {}  # places on run-time axes, as the user gave them
+        self._selection: Selection | None = None
+        self._forget()
+
+    def choose(self, chosen: Mapping[str, Any]) -> None:
+        """Select places on the run-time axes, see `selection.select`; None takes a choice back."""
+        merged = {name: value for name, value in {**self.chosen, **chosen}.items() if value is not None}
+        partial = {axis.name: 0 for axis in self.layout.runtime if axis.name not in merged}
+        firsts = {name: torch.tensor(place) for name, place in partial.items()}
+        select(self.layout, {**merged, **firsts})  # checks what was chosen, also where other axes wait
+        self.chosen = merged
+        self._selection = None if partial else select(self.layout, merged)
+
+    @property
+    def selection(self) -> Selection:
+        """What is selected on the run-time axes.
+
+        Raises:
+            StateError: Nothing, on one of them.
+        """
+        if self._selection is None:
+            self._selection = select(self.layout, self.chosen)
+        return self._selection
+
+    def adopt(self, layout: Layout) -> None:
+        """Go on with a layout whose run-time axes have more places."""
+        self.layout, self._selection = layout, None
+        layout.prepare()
         self._forget()
 
     def _forget(self) -> None:
@@ -52,12 +81,13 @@ class Workspace:
         self._replayed: _Cast | None = None  # the same, kept for checkpoints that recompute during backward
         self._checkpointed = False
         self._cached: tuple[Hashable, _Cast] | None = None
-        self._held: tuple[Tensor, int, Tensor, object, bool, Tensor, Tensor] | None = None
+        self._held: tuple[Tensor, int, Tensor, object, tuple[bool, float], Tensor, Tensor] | None = None
         self._draining = -1
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the model shares neither graphs nor activations with it.
-        return {"parameter": self.parameter, "layout": self.layout, "scale": self.scale}
+        kept = ("parameter", "layout", "scale", "chosen", "_selection")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -81,8 +111,8 @@ class Workspace:
         if not self._checkpointed:
             self._replayed = None
 
-    def pair(self, site: int, dtype: torch.dtype) -> Pair:
-        """The factors of one matrix in the dtype it computes in.
+    def pair(self, module: int, dtype: torch.dtype) -> Pair:
+        """The factors of one module in the dtype it computes in.
 
         Raises:
             StateError: The matrix runs without grad inside a forward pass that has it.
@@ -96,29 +126,49 @@ class Workspace:
                     "gradient_checkpointing_kwargs={'use_reentrant': False}, or no_grad for the whole model"
                 )
             if self.tracked or not grad or not self._requires_grad():
-                return self._current.pairs(dtype)[site]
+                return self._current.pairs(dtype)[module]
         elif grad and self._replayed is not None and torch._C._current_graph_task_id() != -1:
-            return self._replayed.pairs(dtype)[site]
+            return self._replayed.pairs(dtype)[module]
         if grad and self._requires_grad():
             if not self.inside:
                 self._replayed = (
                     None  # a later recomputation must do what this call does: build the pair itself
                 )
             with torch.autocast(self.parameter.cores[0].device.type, enabled=False):
-                left, right = self.live_pair(site)
+                left, right = self.live_pair(self._members[module], self.selection)
             return left.to(dtype), right.to(dtype)
-        return self._cache().pairs(dtype)[site]
+        return self._cache().pairs(dtype)[module]
 
-    def live_pair(self, site: int) -> Pair:
-        """The factors of one matrix, computed from the live cores now, in float32 or better."""
-        return site_factors(self.parameter.cores, self.layout, self.scale, site)
+    def live_module(self, module: int) -> Pair:
+        """The factors of one module for a trace, computed from the live cores; its selection is data."""
+        selection = self.selection
+        if selection.places is not None:
+            selection = Selection(self.layout.combos, (), selection.places)
+        return self.live_pair(self._members[module], selection)
 
-    def project(self, x: Tensor, left: Tensor) -> Pair:
+    def live_pair(self, members: Sequence[int], selection: Selection) -> Pair:
+        """The factors of the sites that make one module, computed from the live cores now.
+
+        Args:
+            members: Indices of the sites.
+            selection: Places on the run-time axes.
+        """
+        cores, layout = self.parameter.cores, self.layout
+        groups = layout.sites[members[0]].groups
+        if selection.rows is None:
+            return module_factors(cores, layout, self.scale, members, selection.combos[0])
+        parts = tuple(site_mixture(cores, layout, self.scale, k, selection.combos) for k in members)
+        left, _ = module_factors(cores, layout, self.scale, members, selection.combos[0])
+        rows = selection.places if not selection.rows else torch.tensor(selection.rows)
+        return left, Mixture(parts, groups, rows.to(cores[0].device))  # pyright: ignore[reportOptionalMemberAccess]
+
+    def project(self, x: Tensor, left: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Flatten x to a matrix and multiply it by A, once for all matrices that read the same x.
 
         Args:
             x: Shape (..., in).
             left: A, shape (in, r).
+            dropout: Probability with which an entry of x is left out of x A.
 
         Returns:
             x as a matrix (n, in) in the dtype of A, and x A, shape (n, r).
@@ -139,7 +189,7 @@ class Workspace:
             and held[1] == x._version
             and held[2] is left
             and held[3] == (frame, task)
-            and held[4] == grad
+            and held[4] == (grad, dropout)
         ):
             return held[5], held[6]
         if x.device != left.device:
@@ -150,11 +200,11 @@ class Workspace:
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if flat.dtype != left.dtype:
             flat = flat.to(left.dtype)
-        hidden = torch.mm(flat, left)
+        hidden = torch.mm(F.dropout(flat, dropout) if dropout else flat, left)
         if frame is not None and self.inside:
             self._checkpointed = True
         if shared:
-            self._held = (x, x._version, left, (frame, task), grad, flat, hidden)
+            self._held = (x, x._version, left, (frame, task), (grad, dropout), flat, hidden)
             if task not in (-1, self._draining):
                 self._draining = task
                 torch.autograd.Variable._execution_engine.queue_callback(self._drain)  # pyright: ignore[reportAttributeAccessIssue]
@@ -167,13 +217,20 @@ class Workspace:
     def _requires_grad(self) -> bool:
         return any(core.requires_grad for core in self.parameter.cores)
 
+    @property
+    def _members(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(self.layout.modules.values())
+
     def _build(self) -> "_Cast":
-        cores = self.parameter.cores
+        cores, selection = self.parameter.cores, self.selection
+        mixed = selection.rows is not None
         with torch.autocast(cores[0].device.type, enabled=False):
-            return _Cast(build_factors(cores, self.layout, self.scale), self.layout)
+            factors = build_factors(cores, self.layout, self.scale, selection.combos, mixed=mixed)
+        rows = torch.tensor(selection.rows, device=cores[0].device) if mixed else None
+        return _Cast(factors, self.layout, rows)
 
     def _cache(self) -> "_Cast":
-        signature = self.parameter.signature()
+        signature = (self.parameter.signature(), self.selection.key)
         if self._cached is None or self._cached[0] != signature:
             with torch.inference_mode(False), torch.no_grad():
                 self._cached = (signature, self._build())
@@ -183,16 +240,17 @@ class Workspace:
 class _Cast:
     """Factors, cast once to each dtype that is asked for."""
 
-    def __init__(self, factors: Factors, layout: Layout) -> None:
+    def __init__(self, factors: Factors, layout: Layout, rows: Tensor | None) -> None:
         self.factors = factors
         self._layout = layout
+        self._rows = rows
         self._pairs: dict[torch.dtype, list[Pair]] = {}
 
     def pairs(self, dtype: torch.dtype) -> list[Pair]:
-        """The factors of each site."""
+        """The factors of each module."""
         if dtype not in self._pairs:
             if torch.is_inference_mode_enabled():  # what is kept must serve a backward pass too
                 with torch.inference_mode(False), torch.no_grad():
                     return self.pairs(dtype)
-            self._pairs[dtype] = self.factors.to(dtype).pairs(self._layout)
+            self._pairs[dtype] = self.factors.to(dtype).pairs(self._layout, self._rows)
         return self._pairs[dtype]

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ttnet.cli.compress import compress
+from ttnet.cli.export import export
 from ttnet.cli.finetune import finetune
 from ttnet.cli.inspect import inspect
 
@@ -16,6 +18,8 @@ app = typer.Typer(
 )
 app.command()(finetune)
 app.command()(inspect)
+app.command()(export)
+app.command()(compress)
 
 
 def _version(wanted: bool) -> None:

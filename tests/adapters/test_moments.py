@@ -1,0 +1,67 @@
+"""A cut weighted by the second moments of the inputs."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.adapters.models import adapted, logits
+from ttnet import Truncation
+from ttnet.adapters import MetaTT, attach, input_moments
+from ttnet.errors import ConfigError
+
+
+class Stack(nn.Module):
+    def __init__(self, width, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, x):
+        return [layer(x) for layer in self.layers]
+
+
+@pytest.mark.parametrize("pattern", ["in layer out", "layer in out"])
+def test_the_weighted_cut_changes_outputs_less_and_weights_more(pattern, device):
+    model = Stack(24, 4).to(device)
+    adapter = attach(model, MetaTT(pattern, rank=12, target_modules="all-linear", init="normal"))
+    x = torch.randn(512, 24, device=device) * torch.logspace(0, -3, 24, device=device)
+    before = adapter.tensor_train()
+    with torch.no_grad():
+        whole = torch.stack(model(x))
+        deltas = torch.stack([adapter.delta(f"layers.{k}") for k in range(4)])
+    metric = input_moments(adapter, [x[:256], x[256:]], model)
+    k = adapter.layout.pattern.find("in")
+    assert [matrix is None for matrix in metric] == [j != k for j in range(3)]
+    torch.testing.assert_close(metric[k], x.T @ x / 512, rtol=1e-3, atol=1e-3)
+    output_errors, weight_errors = [], []
+    for own in (None, metric):
+        adapter.cores.assign(before.truncate(Truncation(max_rank=4), metric=own))
+        with torch.no_grad():
+            output_errors.append(float((torch.stack(model(x)) - whole).norm()))
+            now = torch.stack([adapter.delta(f"layers.{j}") for j in range(4)])
+            weight_errors.append(float((now - deltas).norm()))
+    assert output_errors[1] < 0.85 * output_errors[0]
+    assert weight_errors[1] > weight_errors[0]
+
+
+def test_moments_of_a_union_of_widths():
+    model, adapter = adapted("llama", targets="all-linear")
+    out = logits(model)
+    metric = input_moments(adapter, [0, 1], lambda batch: logits(model), ridge=0.0)  # noqa: ARG005
+    assert metric[0].shape == (80, 80)
+    assert torch.count_nonzero(metric[0][:32, 32:]) == 0
+    assert metric[0][40:, 40:].diagonal().min() > 0
+    assert not any(module._forward_pre_hooks for module in model.modules() if module is not model)
+    assert torch.equal(logits(model), out)
+    train = adapter.tensor_train().truncate(Truncation(max_rank=2), metric=metric)
+    adapter.cores.assign(train)
+
+
+def test_what_has_no_moments_is_refused():
+    model, adapter = adapted("bert", "in1 in2 layer matrix out", factors={"in": (4, 8)})
+    with pytest.raises(ConfigError, match="factorizes 'in'"):
+        input_moments(adapter, [0], lambda batch: logits(model))  # noqa: ARG005
+    model, adapter = adapted("bert")
+    with pytest.raises(ConfigError, match="no adapted matrix has run"):
+        input_moments(adapter, [], print)
+    with pytest.raises(ConfigError, match="ridge"):
+        input_moments(adapter, [0], print, ridge=-1.0)

@@ -1,0 +1,90 @@
+"""`input_moments`: the second moments of what adapted matrices read, as a metric for cuts.
+
+A plain cut keeps dW in the Frobenius norm. What a model computes is x dW, with E |x dW|^2 = tr(dW^T C dW) and
+C = E[x^T x]: errors in directions that no input has cost nothing. The metric of a train is one matrix for
+each mode; here the `in` mode gets the mean of C over the matrices of each width, and the others none.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ttnet.adapters.adapter import TTAdapter
+from ttnet.errors import ConfigError, NonFiniteError
+
+
+@torch.no_grad()
+def input_moments(
+    adapter: TTAdapter, batches: Iterable[Any], run: Callable[[Any], Any], *, ridge: float = 1e-4
+) -> tuple[Tensor | None, ...]:
+    """Collect E[x^T x] of the inputs of all adapted matrices while a model runs over some batches.
+
+    Args:
+        adapter: An attached adapter whose pattern has one `in` axis.
+        batches: What `run` is called with.
+        run: A function of a batch that runs the model; its result is not used.
+        ridge: Added to the diagonal, relative to its mean, so that directions which the batches do not have
+            still count a little.
+
+    Returns:
+        For each mode of the train a matrix (n, n) or None: the `metric` of `TensorTrain.truncate`.
+
+    Raises:
+        ConfigError: The pattern factorizes `in`, `ridge` is negative, or no adapted matrix has run.
+        NonFiniteError: An input that is not finite.
+
+    Examples:
+        ::
+
+            metric = input_moments(adapter, batches, lambda batch: model(**batch))
+            adapter.cores.assign(adapter.tensor_train().truncate(Truncation(max_rank=4), metric=metric))
+    """
+    layout = adapter.layout
+    if "in" not in layout.pattern.axes:
+        raise ConfigError(
+            f"input_moments: pattern {layout.pattern.text!r} factorizes 'in', and second moments are no "
+            "product over its factors; cut it plainly"
+        )
+    if not isinstance(ridge, int | float) or not ridge >= 0:
+        raise ConfigError(f"ridge: expected a number of at least 0, got {ridge!r}")
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def collect(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001
+            x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+            own = (x.T @ x).double()
+            sums[name] = sums[name] + own if name in sums else own
+            rows[name] = rows.get(name, 0) + len(x)
+
+        return hook
+
+    handles = [adapter.adapted(name).register_forward_pre_hook(collect(name)) for name in layout.modules]
+    try:
+        for batch in batches:
+            run(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not sums:
+        raise ConfigError("batches: no adapted matrix has run; give at least one batch")
+    first = adapter.cores.core_parameters()[0]
+    size = layout.sizes["in"]
+    whole = torch.zeros(size, size, dtype=torch.float64, device=first.device)
+    for width, (start, end) in layout.in_blocks.items():
+        own = [
+            sums[s.module] / rows[s.module]
+            for s in layout.sites
+            if s.in_features == width and s.module in sums
+        ]
+        if own:
+            whole[start:end, start:end] = torch.stack(own).mean(0)
+    if not bool(whole.isfinite().all()):
+        raise NonFiniteError(
+            "input_moments: an adapted matrix has read NaN or infinity; lower the learning rate"
+        )
+    whole += ridge * whole.diagonal().mean() * torch.eye(size, dtype=whole.dtype, device=whole.device)
+    whole = whole.to(torch.promote_types(first.dtype, torch.float32))
+    return tuple((whole + whole.T) / 2 if "in" in mode else None for mode in layout.pattern.modes)
