@@ -40,7 +40,7 @@ def fail(ttnet, tiny_bert, data_dir, tmp_path):
         ({"axes": "in layer matrx out"}, ["'matrx'", "did you mean 'matrix'"]),
         ({"axes": "in layer layer out"}, ["'layer'", "in layer layer out"]),
         ({"axes": "6d"}, ["'6d'", "4d"]),
-        ({"axes": "in1 in2 layer out"}, ["not built"]),
+        ({"axes": "in1 in2 layer out"}, ["factors", "in1 in2 layer out"]),
         ({"init": "zero-one-zero-one"}, ["init", "identity"]),
         ({"task": "prais"}, ["--task 'prais'", "did you mean praise"]),
         ({"task": "mrcp", "data_dir": None}, ["--task 'mrcp' is unknown", "mrpc"]),

@@ -205,9 +205,11 @@ class DMRGScheduler:
         for name, train in self._trains.items():
             rule = train.ranks
             if isinstance(rule, AdaptiveRanks):
-                # The singular values of a zero train say nothing yet.
-                if rule.is_due(epoch, train.last_cut) and float(TensorTrain(train.cores()).norm()) != 0.0:
-                    groups.setdefault(id(rule), []).append(train)
+                if rule.is_due(epoch, train.last_cut):
+                    train.check_ready()
+                    # The singular values of a zero train say nothing yet.
+                    if float(TensorTrain(train.cores()).norm()) != 0.0:
+                        groups.setdefault(id(rule), []).append(train)
                 continue
             targets = rule.targets(epoch, train.parameter.shape)
             if targets is not None and self._is_due(epoch, rule, targets, train.active_ranks):
