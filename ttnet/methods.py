@@ -81,6 +81,19 @@ def choose(method: str, truncation: Truncation, dtype: torch.dtype, largest: int
     return "gram" if is_loose(truncation, linalg.working_dtype(dtype)) else "qr-svd"
 
 
+def dtype_for(method: str, core: Tensor) -> torch.dtype:
+    """The dtype that a method computes in: Gram matrices square the singular values, so they are double.
+
+    Args:
+        method: One of `METHODS`.
+        core: A core, for its dtype and its device, which may know no double precision.
+    """
+    dtype = linalg.working_dtype(core.dtype)
+    if method != "gram" or core.device.type == "mps":
+        return dtype
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
 def is_loose(truncation: Truncation, dtype: torch.dtype) -> bool:
     """Whether Gram matrices resolve what the tolerances ask for (`atol` is judged afterwards)."""
     resolution = 10 * math.sqrt(torch.finfo(dtype).eps)
@@ -145,13 +158,13 @@ def round_sites(
         raise NonFiniteError("cores: expected finite cores, got NaN or infinity in them or in their product")
     check_norm(found.report.norm, found.exponent, storage)
     cores, report = found.at_scale()
-    return tuple(core.to(storage) for core in cores), _with_storage(report, storage)
+    if cores[0].dtype != storage:
+        report = _with_storage(report, storage)
+    return tuple(core.to(storage) for core in cores), report
 
 
 def _with_storage(report: TruncationReport, storage: torch.dtype) -> TruncationReport:
-    """Add what rounding the cores to half precision costs."""
-    if linalg.working_dtype(storage) == storage:
-        return report
+    """Add what rounding the cores to a lower precision costs."""
     size = math.sqrt(max([1, *report.ranks_after])) * (len(report.ranks_after) + 1)
     return replace(report, error_bound=report.error_bound + 4 * size * torch.finfo(storage).eps * report.norm)
 

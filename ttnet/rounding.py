@@ -20,7 +20,7 @@ from ttnet.cores import absorb_right, extend_left, possible_ranks, ranks_of, rig
 from ttnet.errors import ConfigError, RankError
 from ttnet.gauge import check_center, orthogonalize, orthogonalize_scaled
 from ttnet.implicit import DenseSite
-from ttnet.methods import Ends, check_method, choose, round_sites, scale_core
+from ttnet.methods import Ends, check_method, choose, dtype_for, round_sites, scale_core
 from ttnet.metric import apply_modes, factor_metric
 from ttnet.projection import over_power, times_report
 from ttnet.scaling import check_norm, exponential, split_power, times_power_of_two
@@ -102,7 +102,7 @@ def truncate(
     if method == "svd":
         return _by_svd(cores, truncation, center, certify)
     with torch.no_grad():
-        dtype = linalg.working_dtype(cores[0].dtype)
+        dtype = dtype_for(method, cores[0])
         at = 0 if center is None or method == "randomized" else center
         scaled = [scale_core(core.to(dtype)) if k >= at else (core, 0.0) for k, core in enumerate(cores)]
         sites = [DenseSite(core) for core, _ in scaled]

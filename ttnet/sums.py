@@ -11,13 +11,12 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.algebra import add, check_same_shape, hadamard, scale
 from ttnet.cores import check, shape_of
 from ttnet.errors import DeviceError, DTypeError, ShapeError
 from ttnet.implicit import ProductSite, SumSite
-from ttnet.methods import Ends, check_method, choose, round_sites, scale_core
+from ttnet.methods import Ends, check_method, choose, dtype_for, round_sites, scale_core
 from ttnet.rounding import check_caps, truncate
 from ttnet.scaling import exponential
 from ttnet.transforms import is_batched, needs_gradient
@@ -75,7 +74,7 @@ def truncate_sum(
         terms = [scale(train, factor.to(first.dtype)) for train, factor in zip(trains, factors, strict=True)]
         return truncate(reduce(add, terms), truncation, certify=certify, method="svd")
     with torch.no_grad():
-        dtype = linalg.working_dtype(first.dtype)
+        dtype = dtype_for(method, first)
         scaled = [[scale_core(core.to(dtype)) for core in train] for train in trains]
         sites = [SumSite([train[k][0] for train in scaled]) for k in range(len(trains[0]))]
         units = [scale_core(factor) for factor in factors]
@@ -131,7 +130,7 @@ def truncate_product(
     if method == "svd":
         return truncate(hadamard(a, b), truncation, certify=certify, method="svd")
     with torch.no_grad():
-        dtype = linalg.working_dtype(a[0].dtype)
+        dtype = dtype_for(method, a[0])
         pairs = [(scale_core(x.to(dtype)), scale_core(y.to(dtype))) for x, y in zip(a, b, strict=True)]
         sites = [ProductSite(x, y) for (x, _), (y, _) in pairs]
         one = pairs[0][0][0].new_ones(1, 1)
