@@ -200,7 +200,7 @@ class TTEmbedding(nn.Module):
                 of torch.func they are not checked.
 
         Returns:
-            Shape (*indices.shape, embedding_dim).
+            Shape ``(*indices.shape, embedding_dim)``.
 
         Raises:
             DTypeError: `indices` is not of an integer dtype.

@@ -1,12 +1,18 @@
 """How a dense batch is multiplied with a TT-matrix: the order of contraction, found once and run many times.
 
-b    n_0  n_1  n_2          A step takes an interval of sites: the contracted labels are neighbors in
-|     |    |    |           memory, because ranks are kept between their sites, so that a step is one
-+----[ x ]------+           (batched) matrix product and no activation is ever permuted. What is chosen
-     |    |    |            is the tree (which cores are multiplied with each other before the input
-    [0]--[1]--[2]           comes: none, some, or all, which is the dense matrix) and whether the batch
-     |    |    |            is the first or the last mode of the activations.
-    m_0  m_1  m_2
+A step takes an interval of sites: the contracted labels are neighbors in memory, because ranks are kept
+between their sites, so that a step is one (batched) matrix product and no activation is ever permuted.
+
+    b    n_0  n_1  n_2
+    |     |    |    |
+    +----[ x ]------+
+         |    |    |
+        [0]--[1]--[2]
+         |    |    |
+        m_0  m_1  m_2
+
+What is chosen is the tree (which cores are multiplied with each other before the input comes: none, some, or
+all, which is the dense matrix) and whether the batch is the first or the last mode of the activations.
 """
 
 import math
