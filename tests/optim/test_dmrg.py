@@ -540,7 +540,7 @@ def test_resume_in_the_middle_of_a_sweep_gives_the_same_bits(tmp_path):
         resumed.step(RayleighQuotient(H))
     torch.save(resumed.state_dict(), tmp_path / "state.pt")
     other, resumed = make()
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
     for _ in range(13):
         resumed.step(RayleighQuotient(H))
     assert all(torch.equal(a, b) for a, b in zip(parameter.cores, other.cores, strict=True))

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -26,31 +26,18 @@ from ttnet.gauge import orthogonalize, shift_left, shift_right
 from ttnet.optim.geometry import Visit, there_and_back
 from ttnet.optim.growth import Growth, expansion, rank_cap
 from ttnet.optim.local import SOLVERS
-from ttnet.optim.local.problem import LocalProblem, LocalResult, Start
+from ttnet.optim.local.problem import HasConstraint, LocalProblem, LocalResult, Start
 from ttnet.optim.minimization import Minimization
 from ttnet.optim.observer import Observer
-from ttnet.optim.problems.closure import Closure
+from ttnet.optim.problems.closure import Closure, RandomState, Replayed, random_state
 from ttnet.optim.problems.problem import Problem
-from ttnet.optim.record import SweepRecord
+from ttnet.optim.record import SweepRecord, Update
 from ttnet.optim.result import DMRGResult, SweepReport
-from ttnet.optim.split import Split, split
+from ttnet.optim.split import Split, at_bond, cuts_one, place, place_one, split_block
 from ttnet.parameter import TTParameter
 from ttnet.truncation import Truncation
 
 Solver = Literal["newton-cg", "lbfgs", "cg", "adam", "gradient", "lanczos", "gmres"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Update:
-    """The last local update, as long as nobody has looked at the loss after its split."""
-
-    visit: Visit
-    cores: Cores
-    start: Tensor
-    loss: float
-    block: Tensor
-    forced: bool
-    shrunk: int
 
 
 class TwoSiteDMRG:
@@ -71,7 +58,8 @@ class TwoSiteDMRG:
             directions as stand out of the noise floor of the projected gradient. None: ranks never grow.
         noise: Relative size of a random perturbation before the split, a number or a list by sweep: it helps
             bonds to leave a symmetric or a stuck state.
-        sites: 2, or 1 with subspace expansion by the projected two-site gradient.
+        sites: 2, or 1 with subspace expansion by the projected two-site gradient, before which the truncation
+            cuts the bond; such a cut is never taken back.
         max_parameters: Largest number of entries of all cores; bonds stop growing there.
         observer: Called after each sweep, may stop the minimization; see `ttnet.optim.observer`.
         seed: Seed of the noise and of the tests.
@@ -125,9 +113,11 @@ class TwoSiteDMRG:
         self._signature: object = None
         self._position = 0
         self.sweeps_done = 0
-        self._pending: _Update | None = None
+        self._pending: Update | None = None
         self._wrapped: tuple[object, Problem] | None = None
+        self.random: RandomState | None = None
         self._record = SweepRecord()
+        self.loss = math.nan
 
     # One local update --------------------------------------------------------------------------------------
 
@@ -135,7 +125,8 @@ class TwoSiteDMRG:
         """One local update: merge, solve, split, move on.
 
         Args:
-            problem: A closure that returns the loss with its graph, or a problem object.
+            problem: A closure that returns the loss with its graph, or a problem object; the same object
+                at each step, as a new lambda is a new problem, by which no update before it is judged.
 
         Returns:
             The loss before the update.
@@ -164,12 +155,8 @@ class TwoSiteDMRG:
             NonFiniteError: The loss is NaN or infinite; the parameter holds the last good train.
         """
         started = time.perf_counter()
-        if self._position == 0:
-            self._wrapped = None
-        subject = self._as_problem(problem)
+        subject = self._as_problem(problem, fresh=self._position == 0)
         self._synchronize()
-        if self._position == 0:
-            self._record = SweepRecord(ranks=ranks_of(self._cores)[1:-1])
         try:
             self._visit(subject)
             while self._position:
@@ -195,15 +182,18 @@ class TwoSiteDMRG:
         Args:
             problem: A closure that returns the loss with its graph, or a problem object.
             sweeps: Largest number of sweeps.
-            tol: Converged when a sweep without noise lowers the loss by less than `tol` times its size.
+            tol: Converged when a sweep without noise changes the loss by less than `tol` times its size, and
+                it and the one before had the last settings of the lists.
             entropy_tol: If given, the entropies must have settled to this, in nats, as well.
-            one_site_sweeps: Sweeps at the end with one-site updates, which split nothing.
+            one_site_sweeps: Sweeps at the end, or once the loss has settled, with one-site updates at fixed
+                ranks, which split nothing.
             progress: Show one line a sweep.
             checkpoint: A file that is written after each sweep. Where it exists already, the run goes on from
                 it, to the same bits that it would have reached without an interruption.
 
         Returns:
-            The result with the best train seen, which the parameter then holds.
+            The result, and the parameter, with the best train seen under the last settings of the lists, or
+            under the others where no sweep came that far.
 
         Raises:
             FormatError: `checkpoint` is no such file, or one of other ranks or modes.
@@ -221,21 +211,22 @@ class TwoSiteDMRG:
     def _visit(self, problem: Problem) -> float:
         visits = there_and_back(len(self._cores), self.sites)
         visit = visits[self._position % len(visits)]
-        local, start = self._begin(problem, visit)
-        if self._pending is not None and not self._is_fine(start.loss):
-            self._take_back(problem)
-            local, start = self._begin(problem, visit)
+        if self._position == 0:
+            self._record = SweepRecord(ranks=ranks_of(self._cores)[1:-1])
+        local, start = self._judge(problem, visit)
         self._record.saw(start)
         clock = time.perf_counter()
         result = self._solve(local, start, **self._options)
         self._record.solved(result, time.perf_counter() - clock)
         clock = time.perf_counter()
         before = self._cores
-        forced = visit.sites == 2 and self._split_two(visit, start, result, local)
-        if visit.sites == 1:
-            self._shift_one(problem, visit, result)
-        self._pending = _Update(
+        if visit.sites == 2:
+            forced = self._split_two(visit, start, result, local)
+        else:
+            forced = self._shift_one(problem, visit, result)
+        self._pending = Update(
             visit=visit,
+            sweep=self.sweeps_done,
             cores=before,
             start=start.block,
             loss=start.loss,
@@ -254,13 +245,8 @@ class TwoSiteDMRG:
         cores = self._cores
         block = cores[visit.site] if visit.sites == 1 else merge_bond(cores[visit.site], cores[visit.last])
         local = problem.local(cores, visit)
+        block = local.feasible(block) if isinstance(local, HasConstraint) else block
         loss, gradient = local.value_and_gradient(block)
-        if not math.isfinite(loss):
-            self._undo()
-            raise NonFiniteError(
-                f"problem: expected a finite loss at cores {visit.site} to {visit.last}, got {loss}; "
-                f"the last good train is kept: raise `damping`, or look for an overflow in the loss"
-            )
         self._record.phases["environments"] += time.perf_counter() - clock
         self._record.evaluations += 1
         return local, Start(block=block, loss=loss, gradient=gradient)
@@ -271,62 +257,73 @@ class TwoSiteDMRG:
         cap = rank_cap(self.growth, rank, local, start, self._cores, visit, self._generator)
         truncation = self._at_bond(visit.site, cap)
         block = result.block
-        level = self.noise_now()
+        level = self._noise(self.sweeps_done)
         if level:
             kick = torch.randn(block.shape, generator=self._generator, dtype=torch.float64).to(block)
             block = block + level * kick * (torch.linalg.vector_norm(block) / math.sqrt(block.numel()))
         parts = self._split(block, truncation, forward=visit.forward)
-        self._place(visit, parts)
+        self._cores = place(self._cores, visit.site, parts)
         self._record.cut(visit.site, parts)
         return isinstance(truncation.max_rank, int) and truncation.max_rank < rank
 
     def _split(self, block: Tensor, truncation: Truncation, *, forward: bool) -> Split:
-        matrix = block.flatten(2, 3).flatten(0, 1)
-        budget = truncation.weight_budget(float(torch.linalg.vector_norm(matrix)))
-        bonds = max(len(self._cores) - 1, 1)
-        return split(matrix, truncation, forward=forward, max_weight=budget / bonds)
+        return split_block(block, truncation, forward=forward, bonds=max(len(self._cores) - 1, 1))
 
-    def _place(self, visit: Visit, parts: Split) -> None:
-        left, right = self._cores[visit.site], self._cores[visit.last]
-        first = parts.left.reshape(left.shape[0], left.shape[1], -1)
-        second = parts.right.reshape(-1, right.shape[1], right.shape[2])
-        self._cores = (*self._cores[: visit.site], first, second, *self._cores[visit.last + 1 :])
+    def _shift_one(self, problem: Problem, visit: Visit, result: LocalResult) -> bool:
+        """Move the center on after a one-site update; whether the truncation cut the bond.
 
-    def _shift_one(self, problem: Problem, visit: Visit, result: LocalResult) -> None:
-        """Move the center on after a one-site update; where ranks may grow, the bond gets new directions."""
+        Where ranks may grow, the bond gets new directions after it was cut.
+        """
         work = list(self._cores)
         work[visit.site] = result.block
         to = visit.site + (1 if visit.forward else -1)
         if not 0 <= to < len(work):
             self._cores = tuple(work)
-            return
-        bond = min(visit.site, to)
+            return False
+        bond, has_cut = min(visit.site, to), False
+        truncation = self._at_bond(bond, None)
+        if cuts_one(truncation, work[bond].shape[2], fixed=self.growth is None):
+            block = result.block.unsqueeze(3 if visit.forward else 1)
+            parts = self._split(block, truncation, forward=visit.forward)
+            work[bond], work[bond + 1] = place_one(work, bond, parts, forward=visit.forward)
+            self._record.cut(bond, parts)
+            has_cut = parts.is_lossy
         if self.growth is not None:
-            cap = self._at_bond(bond, None).max_rank
+            cap = truncation.max_rank
             extra = expansion(self.growth, problem, work, bond, cap, self._generator, forward=visit.forward)
             if extra is not None:
                 work[bond], work[bond + 1] = extra
         shift = shift_right if visit.forward else shift_left
         work[bond], work[bond + 1] = shift(work[bond], work[bond + 1])
         self._cores = tuple(work)
+        return has_cut
 
     # Acceptance --------------------------------------------------------------------------------------------
 
+    def _judge(self, problem: Problem, visit: Visit) -> tuple[LocalProblem, Start]:
+        """Begin a visit: its loss is the one after the last update, which is taken back if it rose."""
+        local, start = self._begin(problem, visit)
+        if self._pending is not None and not self._is_fine(start.loss):
+            self._take_back(problem)
+            local, start = self._begin(problem, visit)
+        if not math.isfinite(start.loss):
+            self._undo()
+            raise NonFiniteError(
+                f"problem: expected a finite loss at cores {visit.site} to {visit.last}, got {start.loss}; "
+                f"the last good train is kept: raise `damping`, or look for an overflow in the loss"
+            )
+        self.loss = start.loss
+        return local, start
+
     def _is_fine(self, loss: float) -> bool:
         pending = self._pending
-        if self.accept is None or pending is None or pending.forced or self.noise_now():
+        if self.accept is None or pending is None or pending.forced or self._noise(pending.sweep):
             return True
-        ceiling = self._ceiling(pending)
+        ceiling = self._record.ceiling(pending)
         if ceiling < loss <= ceiling + self.max_rise * pending.shrunk * abs(ceiling):
             self._record.forget()
             return True
         return loss <= ceiling
-
-    def _ceiling(self, pending: _Update) -> float:
-        """Highest acceptable loss: the one before the update, and never far above the lowest of the sweep."""
-        eps = torch.finfo(pending.block.dtype).eps
-        slack = 1000 * eps if eps < 1e-10 else 16 * eps
-        return min(pending.loss, self._record.lowest) + slack * abs(pending.loss)
 
     def _take_back(self, problem: Problem) -> None:
         """Shorten the last update until its split does not raise the loss, or undo it."""
@@ -339,16 +336,16 @@ class TwoSiteDMRG:
         self._cores = pending.cores
         local = problem.local(self._cores, pending.visit)
         rank = pending.cores[pending.visit.site].shape[2]
-        more = Truncation(max_rank=self._at_bond(pending.visit.site, rank).max_rank)
+        more = Truncation(max_rank=self._at_bond(pending.visit.site, rank, sweep=pending.sweep).max_rank)
         for share in (1.0, 0.5, 0.25, 0.0625):
             block = pending.start + share * (pending.block - pending.start)
             parts = self._split(block, more, forward=pending.visit.forward)
             self._record.evaluations += 1
-            if local.value((parts.left @ parts.right).reshape(block.shape)) <= self._ceiling(pending):
+            if local.value((parts.left @ parts.right).reshape(block.shape)) <= self._record.ceiling(pending):
                 break
         else:
             parts = self._split(pending.start, Truncation(max_rank=rank), forward=pending.visit.forward)
-        self._place(pending.visit, parts)
+        self._cores = place(self._cores, pending.visit.site, parts)
         self._record.cut(pending.visit.site, parts)
 
     def _undo(self) -> None:
@@ -360,12 +357,8 @@ class TwoSiteDMRG:
             self._pending = None
 
     def _settle(self, problem: Problem) -> float:
-        """The loss after the last split of a sweep, which is taken back if it rose."""
-        visit = there_and_back(len(self._cores), self.sites)[0]
-        _, start = self._begin(problem, visit)
-        if self._pending is not None and not self._is_fine(start.loss):
-            self._take_back(problem)
-            _, start = self._begin(problem, visit)
+        """The loss after the last split of a sweep."""
+        _, start = self._judge(problem, there_and_back(len(self._cores), self.sites)[0])
         self._pending = None
         return start.loss
 
@@ -387,8 +380,9 @@ class TwoSiteDMRG:
         self.parameter.assign(self._cores)
         self._signature = self.parameter.signature()
 
-    def _as_problem(self, problem: Problem | Callable[[], Tensor]) -> Problem:
-        if self._wrapped is not None and self._wrapped[0] is problem:
+    def _as_problem(self, problem: Problem | Callable[[], Tensor], *, fresh: bool = False) -> Problem:
+        known = self._wrapped is not None and _is_same(self._wrapped[0], problem)
+        if self._wrapped is not None and known and not fresh:
             return self._wrapped[1]
         if hasattr(problem, "local"):
             subject: Problem = problem  # pyright: ignore[reportAssignmentType]
@@ -398,41 +392,60 @@ class TwoSiteDMRG:
             raise ConfigError(
                 f"problem: expected a closure or a problem object, got {type(problem).__name__}"
             )
-        if self._wrapped is not None:
+        if self._wrapped is not None and not known:
             # Losses of another problem say nothing about this one.
-            self._pending = None
+            self._pending, self.loss = None, math.nan
             self._record.forget()
-        self._wrapped = problem, subject
+        if self.random is not None and isinstance(subject, Replayed):
+            subject.set_random_state(self.random)
+        self._wrapped, self.random = (problem, subject), None
         return subject
 
-    def _at_bond(self, bond: int, cap: int | None) -> Truncation:
-        """The truncation of this sweep at a bond, with a growth cap and the budget of parameters."""
-        scheduled = self.truncation[min(self.sweeps_done, len(self.truncation) - 1)]
-        truncation = scheduled.at_bond(bond, len(self._cores) - 1)
-        caps = [each for each in (truncation.max_rank, cap) if isinstance(each, int)]
-        if self.max_parameters is not None:
-            left, right = self._cores[bond], self._cores[bond + 1]
-            per_rank = left.shape[0] * left.shape[1] + right.shape[1] * right.shape[2]
-            others = sum(core.numel() for core in self._cores) - left.numel() - right.numel()
-            caps.append(max((self.max_parameters - others) // per_rank, 1))
-        limit = min(caps, default=None)
-        floor = truncation.min_rank if limit is None else min(truncation.min_rank, limit)
-        return replace(truncation, max_rank=limit, min_rank=floor)
+    def _at_bond(self, bond: int, cap: int | None, *, sweep: int | None = None) -> Truncation:
+        """The truncation of a sweep, by default this one, with a growth cap and the budget of parameters."""
+        index = self.sweeps_done if sweep is None else sweep
+        scheduled = self.truncation[min(index, len(self.truncation) - 1)]
+        return at_bond(scheduled, bond, cap, self._cores, self.max_parameters)
 
-    def noise_now(self, *, before: bool = False) -> float:
-        """The noise of this sweep, or of the one before."""
-        index = self.sweeps_done - 1 if before else self.sweeps_done
-        return float(self.noise[min(max(index, 0), len(self.noise) - 1)])
+    def _noise(self, sweep: int) -> float:
+        return float(self.noise[min(sweep, len(self.noise) - 1)])
+
+    @property
+    def schedule(self) -> int:
+        """Number of sweeps from which on the last truncation and the last noise of the lists are in force."""
+        return max(len(self.truncation), len(self.noise))
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the sweep before had noise."""
+        return self._noise(max(self.sweeps_done - 1, 0)) != 0.0
+
+    def _random_state(self) -> RandomState | None:
+        """That of the problem; between sweeps, that which the next sweep would give to a closure."""
+        if self.random is not None or self._wrapped is None:
+            return self.random
+        problem, subject = self._wrapped
+        if not isinstance(subject, Replayed):
+            return None
+        if self._position or self._pending is not None or problem is subject:
+            return subject.random_state()
+        return random_state(self._cores[0].device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to give the same bits, also in the middle of a sweep."""
+        """Everything that a resumed run needs to give the same bits, also in the middle of a sweep.
+
+        Plain values and tensors, copied: `torch.load` reads them back as it is. The random state of a closure
+        is among them; the first closure after `load_state_dict` receives it.
+        """
         return {
             "cores": [core.clone() for core in self._cores],
             "position": self._position,
             "sweeps_done": self.sweeps_done,
             "sites": self.sites,
-            "pending": self._pending,
+            "pending": None if self._pending is None else self._pending.as_dict(),
+            "loss": self.loss,
             "generator": self._generator.get_state(),
+            "random": self._random_state(),
             "log": self._record.as_dict(),
         }
 
@@ -440,11 +453,18 @@ class TwoSiteDMRG:
         """Take back what `state_dict` gave; the parameter receives the cores."""
         self._cores = tuple(core.clone() for core in state["cores"])
         self._position, self.sweeps_done = state["position"], state["sweeps_done"]
-        self.sites, self._pending = state["sites"], state["pending"]
+        self.sites, self.loss = state["sites"], state["loss"]
+        self._pending = None if state["pending"] is None else Update.from_dict(state["pending"])
+        self._wrapped, self.random = None, state["random"]
         self._generator.set_state(state["generator"])
         self._record = SweepRecord(**state["log"])
         if self._cores:
             self._write_back()
+
+
+def _is_same(a: object, b: object) -> bool:
+    """Whether two problems are one: a bound method is another object each time that it is looked up."""
+    return a is b or (isinstance(a, MethodType) and a == b)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,5 +1,6 @@
 """`fit`: completion and regression from entries, with several starts and a held-out error."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ttnet.creation import random_train
-from ttnet.errors import ConfigError, ShapeError
+from ttnet.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 from ttnet.gather import gather
 from ttnet.optim.dmrg import TwoSiteDMRG
 from ttnet.optim.observer import Progress
@@ -28,6 +29,9 @@ FALLING = 0.1
 
 FRUITLESS = 2
 """Ranks in turn that do not lower it, after which the fit is done: one may begin at a saddle."""
+
+ROUNDOFF = 30
+"""Relative error, in units of the last place, at which entries are met and sweeps move roundoff alone."""
 
 
 @dataclass
@@ -61,8 +65,8 @@ def fit(
     from other random directions, and all end early where one has reached `target`.
 
     Args:
-        indices: Shape (batch, d), integers.
-        values: Shape (batch,).
+        indices: Shape (batch, d), integers from 0.
+        values: Shape (batch,), real or complex.
         shape: Mode sizes; by default the largest index of each mode plus 1.
         max_rank: Largest rank.
         starts: Number of random starts; the best by held-out error is kept.
@@ -70,7 +74,7 @@ def fit(
         sweeps: Largest number of sweeps of a start.
         tol: A rank is done when two sweeps in turn lower the held-out error by less than this share of it,
             and the loss by less than a tenth.
-        target: Relative held-out error at which to stop.
+        target: Relative held-out error at which to stop; a fit also stops at roundoff.
         l2: Weight of |train|^2 / 2.
         progress: Show one line a sweep.
         seed: Seed of the starts and of what is held out.
@@ -80,21 +84,20 @@ def fit(
         its trajectory that of the best start.
 
     Raises:
-        ConfigError: `starts` or `held_out` out of range.
-        ShapeError: Indices and values of different lengths.
+        ConfigError: `starts`, `sweeps`, `max_rank` or `held_out` out of range.
+        ShapeError: Indices and values of different lengths, or indices outside `shape`.
+        DTypeError: Values that are neither real nor complex, or indices that are no integers.
+        NonFiniteError: A value is NaN or infinite.
 
     References:
         Grasedyck, Kluge and Kraemer, SIAM J. Sci. Comput. 37, A2424 (2015).
     """
-    if starts < 1:
-        raise ConfigError(f"starts: expected at least 1, got {starts}")
+    for name, number in {"starts": starts, "sweeps": sweeps, "max_rank": max_rank}.items():
+        if number < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {number}")
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out: expected a share between 0 and 1, got {held_out}")
-    if len(indices) != len(values) or len(values) < 2:
-        raise ShapeError(
-            f"values: expected one for each row of `indices`, and at least two, got {len(values)} for "
-            f"{len(indices)} rows"
-        )
+    _check_entries(indices, values)
     sizes = tuple(int(n) + 1 for n in indices.amax(0)) if shape is None else check_shape(shape)
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed)).to(indices.device)
     count = max(int(held_out * len(values)), 1)
@@ -106,9 +109,22 @@ def fit(
         start = _near_constant(sizes, values, seed=seed + attempt)
         run = _Run(problem, check, start, seed=seed + attempt, progress=progress)
         found.append(run.until(max_rank=max_rank, sweeps=sweeps, tol=tol, target=target))
-        if (found[-1].certificate or 0.0) <= target:
+        if (found[-1].certificate or 0.0) <= run.floor(target):
             break
     return min(found, key=lambda result: result.certificate or 0.0)
+
+
+def _check_entries(indices: Tensor, values: Tensor) -> None:
+    if indices.ndim != 2 or values.ndim != 1 or len(indices) != len(values) or len(values) < 2:
+        raise ShapeError(
+            f"values: expected one for each row of `indices` (batch, d), and at least two, got shape "
+            f"{tuple(values.shape)} for indices of shape {tuple(indices.shape)}"
+        )
+    if not (values.is_floating_point() or values.is_complex()):
+        raise DTypeError(f"values: expected real or complex numbers, got {values.dtype}; use .double()")
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise NonFiniteError(f"values: expected finite numbers, got {bad} that are not; leave them out")
 
 
 class _HeldOut:
@@ -117,6 +133,7 @@ class _HeldOut:
     def __init__(self, indices: Tensor, values: Tensor) -> None:
         self._indices, self._values = indices, values
         self._norm = float(torch.linalg.vector_norm(values)) or 1.0
+        self.size = self._norm / math.sqrt(len(values))  # of a value
 
     def __call__(self, train: TensorTrain) -> float:
         found = gather(train.cores, self._indices)
@@ -138,10 +155,16 @@ class _Run:
         self._watch = Progress() if progress else None
         self._trajectory: list[SweepReport] = []
         self._best = _Best(self._check(start), start)
+        self._roundoff = ROUNDOFF * torch.finfo(start.dtype).eps
+        self._least_loss = 0.5 * (self._roundoff * check.size) ** 2
+
+    def floor(self, target: float) -> float:
+        """The held-out error at which to stop."""
+        return max(target, self._roundoff)
 
     def until(self, *, max_rank: int, sweeps: int, tol: float, target: float) -> DMRGResult:
         """Raise the rank up to `max_rank`; see `fit`."""
-        status, fruitless = Status.MAX_SWEEPS, 0
+        status, fruitless, target = Status.MAX_SWEEPS, 0, self.floor(target)
         for rank in range(1, max_rank + 1):
             before = self._best.error
             if rank > 1:
@@ -172,7 +195,9 @@ class _Run:
             train = self._parameter.tensor_train()
             error = self._check(train)
             last, loss = loss, self._trajectory[-1].loss_after or 0.0
-            pays = error < (1 - tol) * lowest or loss < (1 - FALLING) * last
+            # A loss of roundoff falls and rises by chance.
+            falls = last > self._least_loss and loss < (1 - FALLING) * last
+            pays = error < (1 - tol) * lowest or falls
             stalled = 0 if pays else stalled + 1
             lowest = min(error, lowest)
             if error < self._best.error:
@@ -187,7 +212,9 @@ def _grown(train: TensorTrain, rank: int, generator: torch.Generator) -> TensorT
     ranks = (1, *resolve_ranks(train.shape, rank), 1)
     cores = []
     for k, core in enumerate(train.orthogonalize(0).cores):
-        fresh = torch.randn(ranks[k], core.shape[1], ranks[k + 1], generator=generator, dtype=torch.float64)
+        size = ranks[k], core.shape[1], ranks[k + 1]
+        dtype = torch.complex128 if core.is_complex() else torch.float64
+        fresh = torch.randn(size, generator=generator, dtype=dtype)
         grown = KICK * float(core.abs().mean()) * fresh.to(core)
         grown[: core.shape[0], :, : core.shape[2]] = core
         cores.append(grown)
@@ -197,5 +224,5 @@ def _grown(train: TensorTrain, rank: int, generator: torch.Generator) -> TensorT
 def _near_constant(sizes: Sequence[int], values: Tensor, *, seed: int) -> TensorTrain:
     """A rank-1 train near the root mean square of the values; products of random signs begin near zero."""
     noise = random_train(sizes, 1, seed=seed, dtype=values.dtype, device=values.device)
-    level = float(values.square().mean().sqrt()) ** (1 / len(sizes))
+    level = float(values.abs().square().mean().sqrt()) ** (1 / len(sizes))
     return TensorTrain([level * (1 + 0.1 * core) for core in noise.cores])

@@ -1,5 +1,6 @@
 """`dmrg`: lowest and excited states of a matrix product operator."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,11 +10,14 @@ from ttnet.measure import expectation, variance
 from ttnet.optim.dmrg import Solver, TwoSiteDMRG
 from ttnet.optim.observer import Observer
 from ttnet.optim.problems.energy import RayleighQuotient
-from ttnet.optim.result import DMRGResult
+from ttnet.optim.result import DMRGResult, Status
 from ttnet.parameter import TTParameter
 from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation
 from ttnet.tt_matrix import TTMatrix
+
+OVERLAP = 1e-3
+"""Largest overlap of a state with one that it should be orthogonal to."""
 
 
 def dmrg(
@@ -48,13 +52,14 @@ def dmrg(
         noise: Relative size of a random perturbation of each block, one number or a list by sweep. It
             converges only where the noise is 0: end the list with it.
         orthogonal_to: States to stay orthogonal to, found before.
-        penalty: Energy that an overlap of 1 with one of them costs; it has to exceed the gap. By default
-            the energy of the state itself, and at least 1.
+        penalty: By default each block is optimized in the complement of these states, which needs no weight.
+            A number: the energy that an overlap of 1 with one of them costs; it has to exceed the gap.
         sites: 2, or 1 with subspace expansion.
-        one_site_sweeps: Sweeps at the end with one-site updates, which discard nothing.
+        one_site_sweeps: Sweeps at the end with one-site updates at fixed ranks, which discard nothing.
         solver: Local solver.
         local_steps: Its iterations; 8 Krylov vectors at most by default.
-        tol: Converged when a sweep without noise lowers the energy by less than `tol` times its size.
+        tol: Converged when a sweep without noise changes the energy by less than `tol` times its size, and it
+            and the one before had the last settings of the lists.
         entropy_tol: If given, the entropies must have settled to this, in nats, as well.
         observer: Called after each sweep, may stop it.
         progress: Show one line a sweep.
@@ -62,8 +67,9 @@ def dmrg(
         seed: Seed of the noise.
 
     Returns:
-        The result: the normalized state, its energy, and as certificate the variance <H^2> - <H>^2: there is
-        an eigenvalue within the square root of it.
+        The result: the normalized state, its energy without any penalty, and as certificate the variance
+        <H^2> - <H>^2: there is an eigenvalue within the square root of it. The status is NOT_ORTHOGONAL where
+        an overlap with a state of `orthogonal_to` is above 1e-3.
 
     Raises:
         ConfigError: A negative number of sweeps, or an empty list.
@@ -88,9 +94,7 @@ def dmrg(
         Truncation(max_rank=int(ranks[min(k, len(ranks) - 1)]), cutoff=cutoffs[min(k, len(cutoffs) - 1)])
         for k in range(count)
     ]
-    if penalty is None and orthogonal_to:
-        penalty = max(1.0, *(abs(float(expectation(H, other).real)) for other in orthogonal_to))
-    problem = RayleighQuotient(H, orthogonal_to=orthogonal_to, penalty=penalty or 0.0)
+    problem = RayleighQuotient(H, orthogonal_to=orthogonal_to, penalty=penalty)
     parameter = TTParameter(train)
     optimizer = TwoSiteDMRG(
         parameter,
@@ -113,7 +117,12 @@ def dmrg(
     )
     state = result.tensor_train.orthogonalize(0)
     state = state / state.norm()
-    return replace(result, tensor_train=state, certificate=float(variance(H, state)))
+    result = replace(result, tensor_train=state, certificate=float(variance(H, state)))
+    if not orthogonal_to or not math.isfinite(result.loss):
+        return result
+    overlap = max(abs(complex(other.dot(state))) / float(other.norm()) for other in orthogonal_to)
+    status = Status.NOT_ORTHOGONAL if overlap > OVERLAP else result.status
+    return replace(result, loss=float(expectation(H, state).real), status=status)
 
 
 def _by_sweep(name: str, value: float | Sequence[float]) -> Sequence[float]:

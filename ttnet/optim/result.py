@@ -69,6 +69,11 @@ class Status(Enum):
 
     CONVERGED = "the loss and, where asked for, the entropies have settled"
     MAX_SWEEPS = "the sweeps asked for are done and the loss has not settled yet; go on with more sweeps"
+    STALLED = "what was to fall does so no more, above the tolerance; raise the rank or change the method"
+    NOT_ORTHOGONAL = (
+        "the state overlaps with those it should be orthogonal to; raise `penalty` above the gap or leave it "
+        "out, or raise `max_rank`"
+    )
     STOPPED = "the observer stopped the minimization"
     NON_FINITE = "the loss became NaN or infinite; the last good train is returned"
 

@@ -1,11 +1,13 @@
 """Splitting a block that a sweep has optimized: which rank, and how."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ttnet import linalg
+from ttnet._typing import Cores
 from ttnet.truncation import Truncation, select_rank, tail_weights
 
 GRAM_FLOOR = 1e-12
@@ -30,6 +32,19 @@ class Split:
     right: Tensor
     singular_values: Tensor
     discarded_weight: float
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether more than roundoff was cut."""
+        eps = torch.finfo(self.singular_values.dtype).eps
+        return self.discarded_weight > (10 * eps) ** 2 * float(self.singular_values.square().sum())
+
+
+def split_block(block: Tensor, truncation: Truncation, *, forward: bool, bonds: int) -> Split:
+    """Split a block (l, m, n, r) of a train with so many bonds; see `split`."""
+    matrix = block.flatten(2, 3).flatten(0, 1)
+    budget = truncation.weight_budget(float(torch.linalg.vector_norm(matrix)))
+    return split(matrix, truncation, forward=forward, max_weight=budget / bonds)
 
 
 def split(matrix: Tensor, truncation: Truncation, *, forward: bool, max_weight: float) -> Split:
@@ -61,6 +76,60 @@ def split(matrix: Tensor, truncation: Truncation, *, forward: bool, max_weight: 
     u, kept, vh = u[:, :rank], s[:rank], vh[:rank]
     left, right = (u, kept.unsqueeze(1) * vh) if forward else (u * kept, vh)
     return Split(left=left, right=right, singular_values=s, discarded_weight=weight)
+
+
+def place(cores: Cores, site: int, parts: Split) -> Cores:
+    """The cores with the factors of a split at `site` and `site + 1`."""
+    left, right = cores[site], cores[site + 1]
+    first = parts.left.reshape(left.shape[0], left.shape[1], -1)
+    second = parts.right.reshape(-1, right.shape[1], right.shape[2])
+    return (*cores[:site], first, second, *cores[site + 2 :])
+
+
+def cuts_one(truncation: Truncation, rank: int, *, fixed: bool) -> bool:
+    """Whether a truncation asks to cut a bond of this rank after a one-site update.
+
+    Fixed ranks are cut by a cap alone.
+    """
+    if isinstance(truncation.max_rank, int) and truncation.max_rank < rank:
+        return True
+    tolerances = truncation.cutoff, truncation.rtol, truncation.atol, truncation.svd_min
+    return not fixed and any(tolerances)
+
+
+def place_one(cores: Sequence[Tensor], bond: int, parts: Split, *, forward: bool) -> tuple[Tensor, Tensor]:
+    """The two cores at a bond after a split of the one that the center leaves; the other one takes it in."""
+    left, right = cores[bond], cores[bond + 1]
+    if forward:
+        return parts.left.reshape(*left.shape[:2], -1), torch.tensordot(parts.right, right, 1)
+    return torch.tensordot(left, parts.left, 1), parts.right.reshape(-1, *right.shape[1:])
+
+
+def at_bond(
+    scheduled: Truncation, bond: int, cap: int | None, cores: Cores, max_parameters: int | None
+) -> Truncation:
+    """A truncation at one bond, with a growth cap and the budget of parameters.
+
+    Args:
+        scheduled: The truncation of all bonds.
+        bond: The bond between `cores[bond]` and the next.
+        cap: Largest rank by the growth rule; None for no bound.
+        cores: All cores.
+        max_parameters: Largest number of their entries; None for no bound.
+
+    Returns:
+        A truncation with a single `max_rank`.
+    """
+    truncation = scheduled.at_bond(bond, len(cores) - 1)
+    caps = [each for each in (truncation.max_rank, cap) if isinstance(each, int)]
+    if max_parameters is not None:
+        left, right = cores[bond], cores[bond + 1]
+        per_rank = left.shape[0] * left.shape[1] + right.shape[1] * right.shape[2]
+        others = sum(core.numel() for core in cores) - left.numel() - right.numel()
+        caps.append(max((max_parameters - others) // per_rank, 1))
+    limit = min(caps, default=None)
+    floor = truncation.min_rank if limit is None else min(truncation.min_rank, limit)
+    return replace(truncation, max_rank=limit, min_rank=floor)
 
 
 def _gram_may_resolve(truncation: Truncation, max_weight: float, size: int) -> bool:

@@ -43,12 +43,14 @@ def lanczos(
     residual = start.gradient.reshape(-1) * (norm / 2)
     diagonal, off_diagonal = [start.loss], []
     lowest, weights = start.loss, np.ones(1)
+    scale = abs(start.loss)
     for step in range(1, len(basis)):
         known = basis[:step]
         residual = residual - torch.mv(known.mT, torch.mv(known.conj(), residual))
         length = float(torch.linalg.vector_norm(residual))
         enough = reduction * off_diagonal[0] if off_diagonal else 0.0
-        if length * abs(weights[-1]) <= max(enough, 1e-14 * (1.0 + abs(start.loss))):
+        scale = max(scale, length, abs(diagonal[-1]))
+        if length * abs(weights[-1]) <= max(enough, 1e-14 * scale):
             break
         off_diagonal.append(length)
         vector = torch.div(residual, length, out=basis[step])

@@ -48,6 +48,15 @@ class HasOperator(Protocol):
 
 
 @runtime_checkable
+class HasConstraint(Protocol):
+    """A local problem whose block has to lie in a subspace."""
+
+    def feasible(self, block: Tensor) -> Tensor:
+        """The block, moved into the subspace."""
+        ...
+
+
+@runtime_checkable
 class HasSystem(Protocol):
     """A local problem that is a projected linear system, not necessarily symmetric."""
 

@@ -209,6 +209,7 @@ class LocalOperator:
             between = _identity_core(first.core) if second is None else second.core
             plan = first.plans[key] = _plan_block(left, first.core, between, right)
         self._plan = plan
+        self._like = first.core
         n = 1 if second is None else shape[2]
         self._sizes = (shape[0], shape[1], n, shape[-1])
         m = shape[1]
@@ -249,10 +250,7 @@ class LocalOperator:
     def as_matrix(self) -> Tensor:
         """The operator as a matrix on flattened blocks."""
         left, m, n, right = self._sizes
-        plan = self._plan
-        like = next(
-            x for x in (plan.pair, plan.on_left, plan.on_right, plan.left, plan.right) if x is not None
-        )
+        like = self._like
         eye_left, eye_right = _eye(left, like), _eye(right, like)
         parts = [torch.kron(p, q) for p, q in self._terms]
         parts += [torch.kron(heavy, torch.kron(light, eye_right)) for heavy, light in self._left_light]
@@ -263,7 +261,8 @@ class LocalOperator:
             parts.append(torch.kron(_eye(left * m, like), self._on_right))
         if self._plan.pair is not None:
             parts.append(torch.kron(eye_left, torch.kron(self._plan.pair, eye_right)))
-        return sum(parts[1:], parts[0])
+        size = left * m * n * right
+        return sum(parts[1:], parts[0]) if parts else like.new_zeros(size, size)
 
 
 def _eye(size: int, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Nothing is cached, so that a local gradient costs a full evaluation; in return t
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +17,40 @@ from ttnet.optim.geometry import Visit
 from ttnet.optim.local.problem import LocalProblem, Operator
 from ttnet.parameter import TTParameter, stand_ins
 
+RandomState: TypeAlias = list[Tensor]
+"""States of torch's generators: that of the CPU and, where the train is on a GPU, that of the GPU."""
 
-class Closure:
+
+def random_state(device: torch.device) -> RandomState:
+    """The present state of the global generators.
+
+    Args:
+        device: Where the train is.
+    """
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+class Replayed:
+    """A problem that replays one random state at each evaluation.
+
+    Args:
+        parameter: The train.
+    """
+
+    def __init__(self, parameter: TTParameter) -> None:
+        self._evaluator = Evaluator(parameter)
+
+    def random_state(self) -> RandomState:
+        """The state that is replayed."""
+        return list(self._evaluator.state)
+
+    def set_random_state(self, state: RandomState) -> None:
+        """Replay another one."""
+        self._evaluator.state = list(state)
+
+
+class Closure(Replayed):
     """The loss that a closure returns, with its graph; it must not call backward.
 
     Gradients are taken with `torch.autograd.grad` with respect to the block alone: the `.grad` of every
@@ -40,15 +73,15 @@ class Closure:
     """
 
     def __init__(self, function: Callable[[], Tensor], parameter: TTParameter) -> None:
+        super().__init__(parameter)
         self._function = function
-        self._evaluator = Evaluator(parameter)
 
     def local(self, cores: Sequence[Tensor], visit: Visit) -> LocalProblem:
         """See `Problem.local`."""
         return _ClosureLocal(self._function, self._evaluator, cores, visit)
 
 
-class Composite:
+class Composite(Replayed):
     """A loss of a network's outputs: the sweep sees the outputs as well.
 
     That gives the generalized Gauss-Newton matrix J^H (Hessian of the loss) J, which stays positive where
@@ -63,9 +96,9 @@ class Composite:
     def __init__(
         self, *, outputs: Callable[[], Tensor], loss: Callable[[Tensor], Tensor], parameter: TTParameter
     ) -> None:
+        super().__init__(parameter)
         self._outputs = outputs
         self._loss = loss
-        self._evaluator = Evaluator(parameter)
 
     def local(self, cores: Sequence[Tensor], visit: Visit) -> LocalProblem:
         """See `Problem.local`."""
@@ -79,8 +112,8 @@ class Evaluator:
         self._parameter = parameter
         device = parameter.core_parameters()[0].device
         self._devices = [device] if device.type == "cuda" else []
-        self._state = torch.get_rng_state()
-        self._device_states = [torch.cuda.get_rng_state(d) for d in self._devices]
+        self.state = random_state(device)
+        self.is_used = False
 
     @contextmanager
     def block_in_place(self, cores: Sequence[Tensor], visit: Visit, block: Tensor) -> Iterator[None]:
@@ -90,11 +123,36 @@ class Evaluator:
         dtype = self._parameter.core_parameters()[0].dtype
         if dtype != block.dtype:
             whole = tuple(core.to(dtype) for core in whole)
-        with torch.random.fork_rng(devices=self._devices), self._parameter.substituted(whole):
-            torch.set_rng_state(self._state)
-            for device, state in zip(self._devices, self._device_states, strict=True):
+        with self._replayed(), self._parameter.substituted(whole):
+            yield
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=self._devices):
+            torch.set_rng_state(self.state[0])
+            for device, state in zip(self._devices, self.state[1:], strict=False):
                 torch.cuda.set_rng_state(state, device)
             yield
+
+    def check_use(self, function: Callable[[], Tensor], cores: Sequence[Tensor]) -> None:
+        """Check, where a loss does not depend on a block, that it depends on the train at all.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        if self.is_used:
+            return
+        dtype = self._parameter.core_parameters()[0].dtype
+        leaves = [core.detach().to(dtype).requires_grad_() for core in cores]
+        with torch.enable_grad(), self._replayed(), self._parameter.substituted(tuple(leaves)):
+            loss = check_loss(function())
+        found = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else ()
+        if all(each is None for each in found):
+            raise ConfigError(
+                "problem: expected a loss with a graph that leads to the parameter, got one without; compute "
+                "it from the parameter, without detach(), item() or no_grad()"
+            )
+        self.is_used = True
 
 
 class _ClosureLocal:
@@ -118,7 +176,10 @@ class _ClosureLocal:
         with torch.enable_grad():
             leaf = block.detach().requires_grad_()
             loss = self._loss(leaf)
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            gradient = _gradient(loss, leaf)
+        if gradient is None:
+            self._evaluator.check_use(self._function, self._cores)
+            gradient = torch.zeros_like(block)
         return float(loss.detach()), gradient
 
     def curvature(self, block: Tensor) -> Operator:
@@ -177,7 +238,15 @@ class _CompositeLocal(_ClosureLocal):
             (slope,) = torch.autograd.grad(check_loss(self._of_outputs(free)), free)
             signs = torch.randint(0, 2, outputs.shape[:1], generator=generator).to(slope) * 2 - 1
             signed = slope * signs.reshape(-1, *[1] * (outputs.ndim - 1))
-            return torch.autograd.grad(outputs, leaf, signed)[0]
+            gradient = _gradient(outputs, leaf, signed)
+        return torch.zeros_like(block) if gradient is None else gradient
+
+
+def _gradient(of: Tensor, leaf: Tensor, weights: Tensor | None = None) -> Tensor | None:
+    """The gradient; None where `of` does not depend on the leaf."""
+    if not of.requires_grad:
+        return None
+    return torch.autograd.grad(of, leaf, weights, allow_unused=True)[0]
 
 
 def check_loss(loss: Tensor) -> Tensor:

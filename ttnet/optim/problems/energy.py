@@ -158,9 +158,9 @@ class RayleighQuotient:
 
     Args:
         operator: Hermitian, one TTMatrix or several whose sum is meant (they are not added).
-        orthogonal_to: Normalized trains that x is kept away from, by a penalty: the lowest state orthogonal
-            to them is found where `penalty` is above the gap.
-        penalty: Energy that an overlap of 1 costs.
+        orthogonal_to: Trains that x is kept orthogonal to, of any norm.
+        penalty: None: each block is optimized in the complement of its overlaps with them, exactly. A number:
+            energy that an overlap of 1 costs; it has to exceed the gap, and the loss contains it.
     """
 
     def __init__(
@@ -168,17 +168,21 @@ class RayleighQuotient:
         operator: TTMatrix | Sequence[TTMatrix],
         *,
         orthogonal_to: Sequence[TensorTrain] = (),
-        penalty: float = 10.0,
+        penalty: float | None = None,
     ) -> None:
         self._operators = [OperatorEnvironments(each) for each in _several(operator)]
-        self._others = [OverlapEnvironments(each) for each in orthogonal_to]
+        self._others = [OverlapEnvironments(each / each.norm()) for each in orthogonal_to]
         self._penalty = penalty
 
     def local(self, cores: Sequence[Tensor], visit: Visit) -> "LocalRayleigh":
         """See `Problem.local`."""
         operators: list[Operator] = [each.local(cores, visit) for each in self._operators]
-        operators += [_penalty(each.local(cores, visit), self._penalty) for each in self._others]
-        return LocalRayleigh(operators)
+        overlaps = [each.local(cores, visit).reshape(-1) for each in self._others]
+        if self._penalty is not None:
+            return LocalRayleigh(operators + [_penalty(each, self._penalty) for each in overlaps])
+        if not overlaps:
+            return LocalRayleigh(operators)
+        return ProjectedRayleigh(operators, torch.stack(overlaps, 1))
 
 
 class LocalRayleigh:
@@ -218,9 +222,49 @@ class LocalRayleigh:
         return apply
 
 
-def _penalty(vector: Tensor, weight: float) -> Operator:
-    flat = vector.reshape(-1)
+class ProjectedRayleigh(LocalRayleigh):
+    """The quotient of P x, where P = 1 - Q Q^H removes what overlaps with other states.
 
+    Args:
+        operators: Their sum is H.
+        overlaps: The overlap blocks as columns, shape (block entries, states).
+    """
+
+    def __init__(self, operators: Sequence[Operator], overlaps: Tensor) -> None:
+        super().__init__(operators)
+        u, s, _ = torch.linalg.svd(overlaps, full_matrices=False)
+        # A block that hardly meets a state has no need to avoid it, and one entry has to be free.
+        floor = torch.finfo(overlaps.dtype).eps ** 0.5
+        self._basis = u[:, : min(int((s > floor).sum()), len(u) - 1)]
+
+    def _project(self, block: Tensor) -> Tensor:
+        flat = block.reshape(-1)
+        return (flat - self._basis @ (self._basis.mH @ flat)).reshape(block.shape)
+
+    def feasible(self, block: Tensor) -> Tensor:
+        """P x; a fixed random vector of the complement where nothing of x lies in it."""
+        projected = self._project(self._project(block))
+        norm = torch.linalg.vector_norm(block)
+        if torch.linalg.vector_norm(projected) > torch.finfo(block.dtype).eps ** 0.5 * norm:
+            return projected
+        noise = torch.randn(block.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        projected = self._project(noise.to(block))
+        return projected * (norm / torch.linalg.vector_norm(projected))
+
+    def apply(self, block: Tensor) -> Tensor:
+        """P H P times a block."""
+        return self._project(super().apply(self._project(block)))
+
+    def value(self, block: Tensor) -> float:
+        """The quotient of P x."""
+        return super().value(self._project(block))
+
+    def value_and_gradient(self, block: Tensor) -> tuple[float, Tensor]:
+        """The quotient and its gradient, which lies in the complement."""
+        return super().value_and_gradient(self._project(block))
+
+
+def _penalty(flat: Tensor, weight: float) -> Operator:
     def apply(block: Tensor) -> Tensor:
         return (weight * torch.vdot(flat, block.reshape(-1)) * flat).reshape(block.shape)
 

@@ -30,7 +30,11 @@ class SampleLoss(Protocol):
         ...
 
     def sample_curvature(self, outputs: Tensor) -> Tensor:
-        """Second derivative with respect to each output, shape (batch, 1)."""
+        """Second derivative with respect to each output, real, shape (batch, 1)."""
+        ...
+
+    def bend(self, outputs: Tensor) -> Operator:
+        """The Hessian as a real-linear map of outputs."""
         ...
 
 
@@ -126,7 +130,7 @@ class LocalEntries:
 
     def pull_back(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
         """The adjoint of `outputs`: weights (batch, 1) to a block."""
-        rows = torch.bmm(self._groups.padded(weights).mT, self._jacobian)[:, 0]
+        rows = torch.bmm(self._groups.padded(weights).mT, self._jacobian.conj())[:, 0]
         return _from_pairs(self._groups.summed(rows), shape)
 
     def value(self, block: Tensor) -> float:
@@ -141,12 +145,15 @@ class LocalEntries:
         return loss + self._penalty(block), gradient + self._l2 * block if self._l2 else gradient
 
     def curvature(self, block: Tensor) -> Operator:
-        """J^T H J + l2, H the diagonal Hessian of a loss that is a sum over samples."""
-        weights = self._loss.sample_curvature(self.outputs(block))
+        """J^H H J + l2, H the diagonal Hessian of a loss that is a sum over samples."""
+        outputs = self.outputs(block)
+        weights = self._loss.sample_curvature(outputs)
         self._factor = self._factorize(weights)
+        # A complex output has two second derivatives, which need not agree.
+        bend = self._loss.bend(outputs) if outputs.is_complex() else weights.mul
 
         def apply(direction: Tensor) -> Tensor:
-            image = self.pull_back(weights * self.outputs(direction), direction.shape)
+            image = self.pull_back(bend(self.outputs(direction)), direction.shape)
             return image + self._l2 * direction if self._l2 else image
 
         return apply
@@ -171,9 +178,9 @@ class LocalEntries:
         if self._jacobian.shape[2] > LARGEST_BLOCK:
             return None
         weighted = self._jacobian * self._groups.padded(weights.clamp_min(0))
-        blocks = self._groups.summed(torch.bmm(weighted.mT, self._jacobian))
+        blocks = self._groups.summed(torch.bmm(weighted.mH, self._jacobian))
         diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
-        diagonal += self._l2 + 1e-11 * float(diagonal.amax()) + torch.finfo(blocks.dtype).tiny
+        diagonal += self._l2 + 1e-11 * float(diagonal.real.amax()) + torch.finfo(blocks.dtype).tiny
         factor, failed = torch.linalg.cholesky_ex(blocks)
         return None if bool(failed.any()) else factor
 

@@ -5,16 +5,17 @@ and a product with it costs two passes over the samples.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttnet.errors import ShapeError
+from ttnet.errors import ConfigError, DTypeError, ShapeError
 from ttnet.optim.environments import Environments
 from ttnet.optim.geometry import Visit
 from ttnet.optim.local.problem import Operator
-from ttnet.optim.problems.closure import check_loss
+from ttnet.optim.problems.closure import _difference_operator, _second, check_loss
 from ttnet.optim.problems.entries import Groups, LocalEntries
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,8 +30,9 @@ class GatherLoss:
         i_{d-1}]
 
     Args:
-        points: Indices, an integer tensor (batch, d), which gather entries; or features, one tensor (batch,
-            n_k) for each mode (or one tensor (batch, d, n)). With a `label_mode` that mode has no column.
+        points: Indices from 0, an integer tensor (batch, d), which gather entries; or features, one tensor
+            (batch, n_k) for each mode (or one tensor (batch, d, n)), which may be complex where the train is.
+            With a `label_mode` that mode has no column.
         targets: Shape (batch,), passed to the loss as it is.
         loss: Maps outputs, (batch,) or (batch, labels), and targets to a scalar, for instance
             `torch.nn.functional.cross_entropy`.
@@ -38,7 +40,10 @@ class GatherLoss:
         l2: Weight of |train|^2 / 2, added to the loss.
 
     Raises:
-        ShapeError: Points and targets of different lengths, or of a shape that is neither of the two.
+        ShapeError: Points and targets of different lengths, no points, or points of a shape that is neither
+            of the two.
+        DTypeError: Points that are neither integers nor features.
+        ConfigError: `label_mode` is no mode.
     """
 
     is_quadratic = False
@@ -57,6 +62,9 @@ class GatherLoss:
         self._l2 = l2
         self._modes = _read_points(points, label_mode)
         self._label = label_mode
+        self._largest = [int(mode.max()) if _is_index(mode) else None for mode in self._modes]
+        self._fitting: tuple[object, ...] | None = None
+        self._alike: list[Tensor] = []
         count = len(next(mode for mode in self._modes if mode is not None))
         if len(targets) != count:
             raise ShapeError(f"targets: expected {count} of them, one for each point, got {len(targets)}")
@@ -68,12 +76,11 @@ class GatherLoss:
 
     def local(self, cores: Sequence[Tensor], visit: Visit) -> "LocalGather | LocalEntries":
         """See `Problem.local`."""
-        if len(cores) != len(self._modes):
-            raise ShapeError(f"points: expected {len(cores)} modes as the train has, got {len(self._modes)}")
+        self._check(cores)
         left = self._environments.left(cores, visit.site).to(cores[0])
         right = self._environments.right(cores, visit.last).to(cores[0])
         indices = self._modes[visit.site], self._modes[visit.last]
-        if self._label is None and all(mode is not None and not mode.is_floating_point() for mode in indices):
+        if self._label is None and all(map(_is_index, indices)):
             return LocalEntries(
                 left[:, 0],
                 right[:, 0],
@@ -87,6 +94,26 @@ class GatherLoss:
         if visit.sites == 2:
             right = _absorb_mode(right, self._modes[visit.last], cores[visit.last].shape[1], leading=True)
         return LocalGather(left, right, self)
+
+    def _check(self, cores: Sequence[Tensor]) -> None:
+        """Refuse a train that the points do not fit; once for each shape and dtype."""
+        sizes, dtype = tuple(core.shape[1] for core in cores), cores[0].dtype
+        if (sizes, dtype) == self._fitting:
+            return
+        if len(cores) != len(self._modes):
+            raise ShapeError(f"points: expected {len(cores)} modes as the train has, got {len(self._modes)}")
+        for k, (mode, largest, size) in enumerate(zip(self._modes, self._largest, sizes, strict=True)):
+            if largest is not None and largest >= size:
+                raise ShapeError(f"points: expected indices below {size} in mode {k}, got {largest}")
+            if mode is not None and largest is None and mode.shape[1] != size:
+                raise ShapeError(f"points: expected {size} features in mode {k}, got {mode.shape[1]}")
+        wide = [mode for mode in self._modes if mode is not None]
+        if not dtype.is_complex and any(each.is_complex() for each in wide + self._alike):
+            raise DTypeError(
+                f"train: expected complex cores for complex points or targets, got {dtype}; use "
+                f"train.to(torch.complex128)"
+            )
+        self._fitting = sizes, dtype
 
     def _groups(self, visit: Visit, sizes: tuple[int, int]) -> Groups:
         """The samples sorted by the indices at a visit, kept: they do not change with the train."""
@@ -108,16 +135,34 @@ class GatherLoss:
         with torch.enable_grad():
             free = outputs.detach().requires_grad_()
             loss = self.evaluate(free)
+            if not loss.requires_grad:
+                raise ConfigError("loss: expected a function of the outputs that keeps its graph, got none")
             (slope,) = torch.autograd.grad(loss, free)
         return float(loss.detach()), slope
 
+    def bend(self, outputs: Tensor) -> Operator:
+        """The Hessian of the loss as a real-linear map of outputs (batch, labels).
+
+        By differences of the slope where a kernel has no second derivative.
+        """
+        try:
+            with torch.enable_grad():
+                free = outputs.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(self.evaluate(free), free, create_graph=True)
+            _second(slope, free, torch.zeros_like(free))
+        except RuntimeError:
+            return _difference_operator(self.slope, outputs.detach())
+        return lambda direction: _second(slope, free, direction)
+
     def sample_curvature(self, outputs: Tensor) -> Tensor:
-        """Second derivatives of a loss that is a sum over samples with one output each, shape (batch, 1)."""
-        with torch.enable_grad():
-            free = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.evaluate(free), free, create_graph=True)
-            (weights,) = torch.autograd.grad(slope.sum(), free)
-        return weights
+        """Second derivatives of a loss that is a sum over samples with one output each, shape (batch, 1).
+
+        Real; for a complex output the mean of those along the real and the imaginary axis.
+        """
+        bend, ones = self.bend(outputs), torch.ones_like(outputs)
+        if not outputs.is_complex():
+            return bend(ones)
+        return (bend(ones).real + bend(1j * ones).imag) / 2
 
     @property
     def l2(self) -> float:
@@ -128,7 +173,7 @@ class GatherLoss:
         """(batch, labels, l) -> (batch, labels, r)."""
         environment = environment.to(core)
         mode = self._modes[k]
-        if mode is not None and not mode.is_floating_point():
+        if _is_index(mode):
             return _gathered(environment, core, mode)
         return _absorb_mode(environment, mode, core.shape[1]) @ core.reshape(-1, core.shape[2])
 
@@ -136,7 +181,7 @@ class GatherLoss:
         """(batch, labels, r) -> (batch, labels, l)."""
         environment = environment.to(core)
         mode = self._modes[k]
-        if mode is not None and not mode.is_floating_point():
+        if _is_index(mode):
             return _gathered(environment, core.permute(2, 1, 0), mode)
         return (
             _absorb_mode(environment, mode, core.shape[1], leading=True) @ core.reshape(core.shape[0], -1).mT
@@ -153,7 +198,10 @@ class LeastSquares(GatherLoss):
         l2: Weight of |train|^2 / 2, added to the loss.
 
     Raises:
-        ShapeError: Points and targets of different lengths, or of a shape that is neither of the two.
+        ShapeError: Points and targets of different lengths, no points, or points of a shape that is neither
+            of the two.
+        DTypeError: Points that are neither integers nor features.
+        ConfigError: `label_mode` is no mode.
     """
 
     is_quadratic = True
@@ -167,15 +215,27 @@ class LeastSquares(GatherLoss):
         l2: float = 0.0,
     ) -> None:
         super().__init__(points, targets, _half_mean_square, label_mode=label_mode, l2=l2)
+        self._alike = [targets]
+        inner = targets.shape[1:]
+        if (label_mode is None and inner.numel() != 1) or (label_mode is not None and len(inner) != 1):
+            raise ShapeError(
+                f"targets: expected {'(batch,)' if label_mode is None else '(batch, labels)'}, got "
+                f"{tuple(targets.shape)}"
+            )
 
     def slope(self, outputs: Tensor) -> tuple[float, Tensor]:
         """Half the mean square and the residuals over their number, without autograd."""
         residuals = outputs.detach() - self._targets.to(outputs).reshape(outputs.shape)
-        return 0.5 * float(residuals.square().mean()), residuals / residuals.numel()
+        return 0.5 * float(_squares(residuals).mean()), residuals / residuals.numel()
+
+    def bend(self, outputs: Tensor) -> Operator:
+        """Division by the number of residuals."""
+        count = outputs.numel()
+        return lambda direction: direction / count
 
     def sample_curvature(self, outputs: Tensor) -> Tensor:
         """One over the number of residuals."""
-        return torch.full_like(outputs, 1 / outputs.numel())
+        return torch.full_like(outputs.real, 1 / outputs.numel())
 
 
 class LocalGather:
@@ -203,9 +263,9 @@ class LocalGather:
         """The adjoint of `outputs`: weights (batch, labels) to a block."""
         weighted = weights.unsqueeze(2)
         if self._left.shape[1] == 1:
-            matrix = self._left[:, 0].mT @ (weighted * self._right).sum(1)
+            matrix = self._left[:, 0].mH @ (weighted * self._right.conj()).sum(1)
         else:
-            matrix = (self._left * weighted).sum(1).mT @ self._right[:, 0]
+            matrix = (self._left.conj() * weighted).sum(1).mT @ self._right[:, 0].conj()
         return matrix.reshape(*shape)
 
     def value(self, block: Tensor) -> float:
@@ -222,15 +282,11 @@ class LocalGather:
         return loss + self._penalty(block), gradient
 
     def curvature(self, block: Tensor) -> Operator:
-        """J^T H J + l2."""
-        with torch.enable_grad():
-            outputs = self.outputs(block).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._problem.evaluate(outputs), outputs, create_graph=True)
+        """J^H H J + l2."""
+        bend = self._problem.bend(self.outputs(block))
 
         def apply(direction: Tensor) -> Tensor:
-            pushed = self.outputs(direction)
-            (bent,) = torch.autograd.grad(slope, outputs, pushed, retain_graph=True)
-            image = self.pull_back(bent, direction.shape)
+            image = self.pull_back(bend(self.outputs(direction)), direction.shape)
             return image + self._problem.l2 * direction if self._problem.l2 else image
 
         return apply
@@ -250,34 +306,65 @@ class LocalGather:
 
 
 def _half_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (outputs - targets.to(outputs)).square().mean()
+    return 0.5 * _squares(outputs - targets.to(outputs).reshape(outputs.shape)).mean()
+
+
+def _squares(values: Tensor) -> Tensor:
+    return (values * values.conj()).real if values.is_complex() else values.square()
+
+
+def _is_index(mode: Tensor | None) -> TypeGuard[Tensor]:
+    return mode is not None and not (mode.is_floating_point() or mode.is_complex())
 
 
 def _read_points(points: Tensor | Sequence[Tensor], label_mode: int | None) -> list[Tensor | None]:
     """One entry for each mode: indices (batch,), features (batch, n), or None for the open mode."""
     if isinstance(points, Tensor):
-        if points.ndim not in (2, 3) or (points.ndim == 2) == points.is_floating_point():
+        if points.ndim not in (2, 3) or (points.ndim == 2) != _is_index(points):
             raise ShapeError(
                 f"points: expected integer indices (batch, d) or features (batch, d, n), got "
                 f"{points.dtype} of shape {tuple(points.shape)}"
             )
         points = points.unbind(1)
-    modes: list[Tensor | None] = list(points)
-    if any(len(mode) != len(points[0]) for mode in points):
-        raise ShapeError("points: expected the same number of samples in every mode")
+    columns = [_read_column(column, k) for k, column in enumerate(points)]
+    if not columns or any(len(column) != len(columns[0]) for column in columns) or not len(columns[0]):
+        raise ShapeError(
+            f"points: expected the same number of samples in every mode, and at least one, got "
+            f"{[len(column) for column in columns]}"
+        )
+    modes: list[Tensor | None] = list(columns)
     if label_mode is not None:
+        if not -len(modes) - 1 <= label_mode <= len(modes):
+            raise ConfigError(f"label_mode: expected a mode of {len(modes) + 1}, got {label_mode}")
         modes.insert(label_mode if label_mode >= 0 else len(modes) + 1 + label_mode, None)
     return modes
+
+
+def _read_column(column: Tensor, k: int) -> Tensor:
+    """The points of one mode, indices as int64."""
+    if column.dtype == torch.bool:
+        raise DTypeError(f"points: expected integers or features, got booleans in mode {k}; use .long()")
+    if column.ndim != (1 if _is_index(column) else 2):
+        raise ShapeError(
+            f"points: expected integer indices (batch,) or features (batch, n), got {column.dtype} of shape "
+            f"{tuple(column.shape)} in mode {k}"
+        )
+    if not _is_index(column):
+        return column
+    column = column.long()
+    if len(column) and int(column.min()) < 0:
+        raise ShapeError(f"points: expected indices from 0 in mode {k}, got {int(column.min())}")
+    return column
 
 
 def _absorb_mode(environment: Tensor, mode: Tensor | None, size: int, *, leading: bool = False) -> Tensor:
     """Environment (batch, labels, r) times features: (batch, labels, r n), or n r if `leading`."""
     if mode is None:
         features = torch.eye(size, dtype=environment.dtype, device=environment.device).unsqueeze(0)
-    elif mode.is_floating_point():
-        features = mode.to(environment).unsqueeze(1)
-    else:
+    elif _is_index(mode):
         features = F.one_hot(mode, size).to(environment).unsqueeze(1)
+    else:
+        features = mode.to(environment).unsqueeze(1)
     pair = (
         (features.unsqueeze(3), environment.unsqueeze(2))
         if leading

@@ -25,9 +25,9 @@ class LinearSystem:
 
     "symmetric": A is Hermitian and positive; the energy x^H A x / 2 - Re b^H x has its minimum at the
     solution. "normal": the residual |A x - b|^2 / 2 for any A, up to a constant; the condition number is
-    squared. "galerkin": any A; each block solves the projected system. Its loss is the relative residual of
-    that, which is no bound of the residual of x: watch it (`solve` does), and use the solver "gmres" with
-    `accept=None`.
+    squared. "galerkin": any square A; each block solves the projected system. Its loss is the relative
+    residual of that, which is no bound of the residual of x: watch it (`solve` does), and use the solver
+    "gmres" with `accept=None`.
 
     Args:
         A: The operator.
@@ -38,7 +38,7 @@ class LinearSystem:
 
     Raises:
         ShapeError: `A` and `b` do not fit.
-        ConfigError: An unknown `kind`.
+        ConfigError: An unknown `kind`, or one that takes no rectangular A.
     """
 
     def __init__(
@@ -51,12 +51,17 @@ class LinearSystem:
     ) -> None:
         if kind not in KINDS:
             raise ConfigError(f"kind: expected one of {KINDS}, got {kind!r}")
+        if kind != "normal" and A.rows != A.columns:
+            raise ConfigError(
+                f"kind: expected 'normal' for a rectangular A of rows {A.rows} and columns {A.columns}, got "
+                f"{kind!r}"
+            )
         if b.ndim == len(A.cores) + 1:
             A = _with_identity(A, b.shape[-1])
-        if tuple(core.shape[1] for core in A.cores) != b.shape:
+        if A.rows != b.shape:
             raise ShapeError(
-                f"b: expected the row modes of A, {tuple(core.shape[1] for core in A.cores)} (or those and "
-                f"one more mode that counts right-hand sides), got {b.shape}"
+                f"b: expected the row modes of A, {A.rows} (or those and one more mode that counts "
+                f"right-hand sides), got {b.shape}"
             )
         self.A, self.b, self.kind = A, b, kind
         self._preconditioner = preconditioner
