@@ -617,3 +617,10 @@ def test_bad_problems_are_named():
         LeastSquares(torch.zeros(3, dtype=torch.long), torch.zeros(3))
     with pytest.raises(ShapeError, match="b:"):
         LinearSystem(operators.laplace((3, 3), dtype=F64), start((3, 4), 1))
+
+
+def test_a_real_start_of_a_complex_operator_is_promoted():
+    H = operators.heisenberg(6, dtype=torch.complex128)
+    result = dmrg(H, start((2,) * 6, 4))
+    assert result.tensor_train.dtype == torch.complex128
+    assert result.loss == pytest.approx(HEISENBERG[6], rel=1e-9)

@@ -4,6 +4,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+
+import torch
 
 from ttnet.errors import ConfigError
 from ttnet.measure import expectation, variance
@@ -95,7 +98,11 @@ def dmrg(
         for k in range(count)
     ]
     problem = RayleighQuotient(H, orthogonal_to=orthogonal_to, penalty=penalty)
-    parameter = TTParameter(train)
+    operators = [H] if isinstance(H, TTMatrix) else H
+    dtype = reduce(
+        torch.promote_types, (each.dtype for each in operators if each.dtype.is_complex), train.dtype
+    )
+    parameter = TTParameter(train.to(dtype))
     optimizer = TwoSiteDMRG(
         parameter,
         truncation=truncation,
