@@ -24,6 +24,7 @@ from ttnet.optim import (
     solve,
 )
 from ttnet.optim.geometry import Visit, there_and_back
+from ttnet.optim.problems.energy import is_hermitian
 
 F64 = torch.float64
 
@@ -624,3 +625,16 @@ def test_a_real_start_of_a_complex_operator_is_promoted():
     result = dmrg(H, start((2,) * 6, 4))
     assert result.tensor_train.dtype == torch.complex128
     assert result.loss == pytest.approx(HEISENBERG[6], rel=1e-9)
+
+
+def test_an_operator_that_is_not_hermitian_is_refused_and_a_sum_may_have_parts_that_are_not():
+    H = operators.heisenberg(6, dtype=F64)
+    skew = operators.TTMatrix.random((2,) * 6, (2,) * 6, 2, seed=0, dtype=F64)
+    with pytest.raises(ConfigError, match="H: expected a Hermitian operator"):
+        dmrg(H + skew, start((2,) * 6, 4))
+    assert dmrg([H + skew, -skew], start((2,) * 6, 4)).loss == pytest.approx(HEISENBERG[6], rel=1e-9)
+
+
+def test_a_long_chain_in_single_precision_is_hermitian():
+    H = operators.heisenberg(300, dtype=torch.float32)
+    assert is_hermitian(H, math.sqrt(torch.finfo(torch.float32).eps))

@@ -62,7 +62,7 @@ def attach(model: nn.Module, config: TTAdapterConfig, coordinates: Coordinates |
     config.parsed.check_order()
     saved = find_saved_modules(model, config.modules_to_save)
     sites = find_sites(model, config, saved, coordinates)
-    head_dim = (config.head_dim or _head_dim(model)) if config.parsed.has_head else None
+    head_dim = (config.head_dim or head_dim_of(model)) if config.parsed.has_head else None
     layout = make_layout(
         config.parsed,
         sites,
@@ -165,7 +165,8 @@ def _check_free(model: nn.Module) -> None:
         raise StateError(f"model: it has an adapter already; call model.{NAME}.detach() first")
 
 
-def _head_dim(model: nn.Module) -> int | None:
+def head_dim_of(model: nn.Module) -> int | None:
+    """Width of an attention head by the model's configuration; None where it tells none."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()

@@ -12,7 +12,7 @@ from ttnet.errors import ConfigError
 from ttnet.measure import expectation, variance
 from ttnet.optim.dmrg import Solver, TwoSiteDMRG
 from ttnet.optim.observer import Observer
-from ttnet.optim.problems.energy import RayleighQuotient
+from ttnet.optim.problems.energy import RayleighQuotient, is_hermitian
 from ttnet.optim.result import DMRGResult, Status
 from ttnet.parameter import TTParameter
 from ttnet.tensor_train import TensorTrain
@@ -75,7 +75,7 @@ def dmrg(
         an overlap with a state of `orthogonal_to` is above 1e-3.
 
     Raises:
-        ConfigError: A negative number of sweeps, or an empty list.
+        ConfigError: A negative number of sweeps, an empty list, or an operator that is not Hermitian.
         ShapeError: The operator does not fit the train.
 
     References:
@@ -97,6 +97,11 @@ def dmrg(
         Truncation(max_rank=int(ranks[min(k, len(ranks) - 1)]), cutoff=cutoffs[min(k, len(cutoffs) - 1)])
         for k in range(count)
     ]
+    if not is_hermitian(H, math.sqrt(torch.finfo(train.dtype).eps)):
+        raise ConfigError(
+            "H: expected a Hermitian operator, got one that differs from its adjoint; minimize its Hermitian "
+            "part, (H + H.mH) / 2, or add the terms that are missing"
+        )
     problem = RayleighQuotient(H, orthogonal_to=orthogonal_to, penalty=penalty)
     operators = [H] if isinstance(H, TTMatrix) else H
     dtype = reduce(

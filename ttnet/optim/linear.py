@@ -6,6 +6,7 @@ from ttnet.creation import random_train
 from ttnet.errors import ConfigError, NonFiniteError, ShapeError
 from ttnet.optim.dmrg import TwoSiteDMRG
 from ttnet.optim.observer import Progress
+from ttnet.optim.problems.energy import is_hermitian
 from ttnet.optim.problems.system import Kind, LinearSystem, Preconditioner
 from ttnet.optim.result import DMRGResult, Status, SweepReport
 from ttnet.parameter import TTParameter
@@ -174,9 +175,8 @@ def _kinds(A: TTMatrix) -> list[Kind]:
     """Kinds of local systems, in the order in which they are tried."""
     if A.rows != A.columns:
         return ["normal"]
-    return ["symmetric", "normal", "galerkin"] if _is_hermitian(A) else ["galerkin", "normal"]
-
-
-def _is_hermitian(A: TTMatrix) -> bool:
-    scale = float(A.norm())
-    return float((A - A.mH).norm()) <= 100 * torch.finfo(A.dtype).eps * scale
+    return (
+        ["symmetric", "normal", "galerkin"]
+        if is_hermitian(A, 100 * torch.finfo(A.dtype).eps)
+        else ["galerkin", "normal"]
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttnet.adapters import TTAdapterConfig
-from ttnet.adapters.attach import _head_dim
+from ttnet.adapters.attach import head_dim_of
 from ttnet.adapters.config import PRESETS
 from ttnet.adapters.coordinates import Coordinates
 from ttnet.adapters.factors import fuse
@@ -63,7 +63,7 @@ def from_delta(
     check_pattern(config.parsed)
     names = find_saved_modules(base, config.modules_to_save)
     sites = find_sites(base, config, names, coordinates)
-    head_dim = (config.head_dim or _head_dim(base)) if config.parsed.has_head else None
+    head_dim = (config.head_dim or head_dim_of(base)) if config.parsed.has_head else None
     layout = make_layout(config.parsed, sites, declared=tuple(config.axes), head_dim=head_dim)
     if layout.runtime:
         axis = layout.runtime[0].name

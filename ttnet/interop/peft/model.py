@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from ttnet.adapters.attach import _head_dim
+from ttnet.adapters.attach import head_dim_of
 from ttnet.adapters.layout import make_layout
 from ttnet.adapters.selection import check_axes
 from ttnet.adapters.structure import Layout
@@ -236,7 +236,7 @@ def _make_layout(model: nn.Module, config: MetaTTPeftConfig) -> Layout:
     wanted = options.modules_to_save or ()
     present = [suffix for suffix in wanted if any(name.endswith(f".{suffix}") for name in names)]
     sites = find_sites(view, options, find_saved_modules(view, present))
-    head_dim = (options.head_dim or _head_dim(model)) if options.parsed.has_head else None
+    head_dim = (options.head_dim or head_dim_of(model)) if options.parsed.has_head else None
     factors: Any = options.factors
     return make_layout(
         options.parsed, sites, declared=tuple(options.axes), head_dim=head_dim, factors=factors

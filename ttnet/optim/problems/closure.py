@@ -187,7 +187,7 @@ class _ClosureLocal:
         try:
             return _hessian(self._loss, block)
         except RuntimeError:
-            return _difference_operator(self.value_and_gradient, block)
+            return difference_operator(self.value_and_gradient, block)
 
 
 class _CompositeLocal(_ClosureLocal):
@@ -208,7 +208,7 @@ class _CompositeLocal(_ClosureLocal):
         try:
             return self._gauss_newton(block)
         except RuntimeError:
-            return _difference_operator(self.value_and_gradient, block)
+            return difference_operator(self.value_and_gradient, block)
 
     def _gauss_newton(self, block: Tensor) -> Operator:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -222,7 +222,7 @@ class _CompositeLocal(_ClosureLocal):
 
         def apply(direction: Tensor) -> Tensor:
             (pushed,) = torch.autograd.grad(pulled, dummy, direction, retain_graph=True)
-            bent = _second(slope, free, pushed)
+            bent = second_derivative(slope, free, pushed)
             return torch.autograd.grad(outputs, leaf, bent, retain_graph=True)[0]
 
         apply(torch.zeros_like(block))  # a kernel without second derivative says so here, not in the solver
@@ -272,13 +272,13 @@ def _hessian(function: Callable[[Tensor], Tensor], block: Tensor) -> Operator:
         (slope,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
 
     def apply(direction: Tensor) -> Tensor:
-        return _second(slope, leaf, direction)
+        return second_derivative(slope, leaf, direction)
 
     apply(torch.zeros_like(block))
     return apply
 
 
-def _second(slope: Tensor, of: Tensor, direction: Tensor) -> Tensor:
+def second_derivative(slope: Tensor, of: Tensor, direction: Tensor) -> Tensor:
     """Derivative of <slope, direction>; zero where the slope is a constant.
 
     A slope with a graph that does not lead back to `of` comes from a kernel whose backward pass is not
@@ -289,7 +289,7 @@ def _second(slope: Tensor, of: Tensor, direction: Tensor) -> Tensor:
     return torch.autograd.grad(slope, of, direction, retain_graph=True)[0]
 
 
-def _difference_operator(
+def difference_operator(
     value_and_gradient: Callable[[Tensor], tuple[float, Tensor]], block: Tensor
 ) -> Operator:
     """Central differences of gradients along a direction: the last resort."""

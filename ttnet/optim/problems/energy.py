@@ -1,6 +1,9 @@
 """Energies: quadratic forms and Rayleigh quotients of matrix product operators, with cached environments."""
 
+import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -269,6 +272,19 @@ def _penalty(flat: Tensor, weight: float) -> Operator:
         return (weight * torch.vdot(flat, block.reshape(-1)) * flat).reshape(block.shape)
 
     return apply
+
+
+def is_hermitian(operator: TTMatrix | Sequence[TTMatrix], tolerance: float) -> bool:
+    """Whether an operator, or the sum of several, equals its adjoint.
+
+    Args:
+        operator: Square or not, of any norm.
+        tolerance: Largest norm of the difference, relative to that of the operator.
+    """
+    whole = reduce(add, _several(operator))
+    if whole.rows != whole.columns:
+        return False
+    return bool((whole - whole.mH).log_norm() <= whole.log_norm() + math.log(tolerance))
 
 
 def _several(operator: Any) -> Sequence[TTMatrix]:

@@ -15,7 +15,7 @@ from ttnet.errors import ConfigError, DTypeError, ShapeError
 from ttnet.optim.environments import Environments
 from ttnet.optim.geometry import Visit
 from ttnet.optim.local.problem import Operator
-from ttnet.optim.problems.closure import _difference_operator, _second, check_loss
+from ttnet.optim.problems.closure import check_loss, difference_operator, second_derivative
 from ttnet.optim.problems.entries import Groups, LocalEntries
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -149,10 +149,10 @@ class GatherLoss:
             with torch.enable_grad():
                 free = outputs.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(self.evaluate(free), free, create_graph=True)
-            _second(slope, free, torch.zeros_like(free))
+            second_derivative(slope, free, torch.zeros_like(free))
         except RuntimeError:
-            return _difference_operator(self.slope, outputs.detach())
-        return lambda direction: _second(slope, free, direction)
+            return difference_operator(self.slope, outputs.detach())
+        return lambda direction: second_derivative(slope, free, direction)
 
     def sample_curvature(self, outputs: Tensor) -> Tensor:
         """Second derivatives of a loss that is a sum over samples with one output each, shape (batch, 1).
