@@ -54,13 +54,17 @@ format: $(VENV)/.stamp-dev ## Rewrite the sources in the house format
 docs: $(VENV)/.stamp-docs ## Build the documentation into docs/_build/html, warnings are errors
 	$(TEST_ENV) $(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -b html docs docs/_build/html
 
+.PHONY: notebooks
+notebooks: $(VENV)/.stamp-dev ## Execute the notebooks of examples/ in place, without traces of the machine
+	$(TEST_ENV) $(BIN)/python -m tests.notebooks examples/*.ipynb
+
 .PHONY: bench
 bench: $(VENV)/.stamp-bench ## Measure trains against the other libraries on one thread, into benchmarks/results
 	@$(BIN)/python benchmarks/trains.py
 
 .PHONY: clean
 clean: ## Remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist docs/_build docs/generated .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist docs/_build docs/generated docs/notebooks .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find ttnet tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Set-up: one stamp for what is run, one each for what is added to develop, to document and to demonstrate.

@@ -1,155 +1,272 @@
-"""Time of a training step: the frozen base, peft's LoRA and a MetaTT-4D adapter of the same rank and targets.
+"""What adapters cost: the frozen base, peft's LoRA and VeRA, and MetaTT in 4D and 5D.
 
-All three models live in one process and take their steps in turn, so that the machine's moods hit them
-alike. A step is a forward and a backward pass. Reported are medians over the rounds, ratios to the base, and
-the extra time over the base relative to LoRA's. Both wall-clock time and CPU time of the process are kept:
-on a shared machine the second is the steadier one.
+    step         a forward and a backward pass, eager, ratio to the frozen base
+    compiled     the same under torch.compile
+    memory       the peak memory of a step, each in a process of its own
+    layers       the extra time of a step in models of 2 to 16 layers
+    generation   tokens a second, merged, unmerged and LoRA
 
-    python benchmarks/adapters.py --results benchmarks/results/adapters_step.json
+All contestants of a row live in one process and run in turn, in an order that rotates, so that the machine's
+moods hit them alike. Reported are medians over the rounds, by CPU time of the process and by the wall clock
+(on a GPU by the wall clock, with synchronization); "extra" is the extra time over the base relative to
+LoRA's. Each part that is run replaces that part of the results; the others stay.
+
+    python benchmarks/adapters.py                       everything, one thread
+    python benchmarks/adapters.py --parts step memory
 """
 
 import argparse
 import copy
 import json
-import platform
+import os
 import statistics
-import time
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
+from adapter_models import ADAPTERS, TARGETS, VERA_RANK, VOCABULARY, adapted, make_base, num_trained, step
+from adapter_table import render
+from harness import Attempt, describe, fix_environment, moment, peak_of, race
 from torch import Tensor, nn
 
-import ttnet
-from ttnet.adapters import MetaTT, attach
+Row = dict[str, Any]
+PACKAGES = ["ttnet", "torch", "transformers", "peft"]
+RANKS = (8, 64)
+BATCH = (8, 128)
+NEW_TOKENS = 32
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert q+v": ("bert", {"target_modules": ["query", "value"]}),
-    "bert all": (
-        "bert",
-        {"target_modules": r"encoder\.layer\.\d+\..*(query|key|value|dense)"},
-    ),
-    "llama all": (
-        "llama",
-        {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
-    ),
+
+def batch(model: nn.Module, device: torch.device, shape: tuple[int, int] = BATCH) -> Tensor:
+    """Embedded random tokens."""
+    tokens = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return model.get_input_embeddings()(tokens).detach()  # pyright: ignore[reportCallIssue]
+
+
+def compare(models: dict[str, nn.Module], work: Callable[[nn.Module], Any], rounds: int, clock: str) -> Row:
+    """Let models run in turn; seconds of each, ratio to the base, and extra time relative to LoRA's."""
+    attempts = {name: Attempt(run=lambda model=model: work(model)) for name, model in models.items()}
+    found = race(attempts, lambda _: 0.0, rounds=rounds, budget=600, limit=600)
+    for name, record in found.items():
+        record.pop("error", None)
+        record["trained"] = num_trained(models[name])
+        if "skipped" not in record and "skipped" not in found["base"]:
+            record["ratio"] = round(_median(record, clock) / _median(found["base"], clock), 4)
+    for name in models:
+        if (
+            name not in ("base", "lora")
+            and "ratio" in found[name]
+            and found.get("lora", {}).get("ratio", 1) != 1
+        ):
+            found[name]["extra"] = round((found[name]["ratio"] - 1) / (found["lora"]["ratio"] - 1), 3)
+    return found
+
+
+def step_rows(device: torch.device, rounds: int, clock: str) -> list[Row]:
+    """Eager steps of both models, all targets and ranks."""
+    return [
+        _step_row(kind, targets, rank, ("base", *ADAPTERS), device, rounds, clock)
+        for kind in TARGETS
+        for targets in TARGETS[kind]
+        for rank in RANKS
+    ]
+
+
+def compiled_rows(device: torch.device, rounds: int, clock: str) -> list[Row]:
+    """Compiled steps with all matrices adapted."""
+    names = ("base", "lora", "metatt-4d")
+    return [
+        _step_row(kind, "all", rank, names, device, rounds, clock, compiled=True)
+        for kind in TARGETS
+        for rank in RANKS
+    ]
+
+
+def layer_rows(device: torch.device, rounds: int, clock: str) -> list[Row]:
+    """Eager steps of decoders of several depths."""
+    rows = []
+    for layers in (2, 4, 8, 16):
+        row = _step_row(
+            "llama", "all", 8, ("base", "lora", "metatt-4d"), device, rounds, clock, layers=layers
+        )
+        seconds = {name: _median(record, clock) for name, record in row["contestants"].items()}
+        for name in ("lora", "metatt-4d"):
+            row["contestants"][name]["extra_per_layer"] = (seconds[name] - seconds["base"]) / layers
+        rows.append(row)
+    return rows
+
+
+def memory_rows(device: torch.device, rounds: int, clock: str) -> list[Row]:  # noqa: ARG001
+    """Memory of the adapter and peak of an eager step, over the base: medians of three processes."""
+    rows = []
+    for kind in TARGETS:
+        base = _probe(kind, "all", 8, "base", device)
+        for targets in TARGETS[kind]:
+            for rank in RANKS:
+                peaks = {name: _probe(kind, targets, rank, name, device) for name in ADAPTERS}
+                extra = {name: peak - base for name, peak in peaks.items()}
+                rows.append({"model": kind, "targets": targets, "rank": rank, "base": base, "extra": extra})
+                print(
+                    "memory",
+                    kind,
+                    targets,
+                    rank,
+                    {k: f"{v / 2**20:.1f} MiB" for k, v in extra.items()},
+                    flush=True,
+                )
+    return rows
+
+
+def generation_rows(device: torch.device, rounds: int, clock: str) -> list[Row]:
+    """Greedy tokens a second of the decoder, with a cache."""
+    rows = []
+    for prompts in (1, 8):
+        base = make_base("llama", device, head=True)
+        models = {name: copy.deepcopy(base) for name in ("base", "lora", "metatt-4d", "merged")}
+        models["lora"] = adapted("lora", models["lora"], TARGETS["llama"]["all"], 8)
+        for name in ("metatt-4d", "merged"):
+            adapted("metatt-4d", models[name], TARGETS["llama"]["all"], 8)
+        models["merged"].tt_adapter.merge()  # pyright: ignore[reportCallIssue]
+        tokens = torch.randint(1, VOCABULARY, (prompts, 16), generator=torch.Generator().manual_seed(0)).to(
+            device
+        )
+
+        def generate(model: nn.Module, tokens: Tensor = tokens) -> Tensor:
+            options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+            with torch.no_grad():
+                return model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **options)  # pyright: ignore[reportCallIssue]
+
+        found = compare({name: model.eval() for name, model in models.items()}, generate, rounds, clock)
+        for record in found.values():
+            record["tokens_per_second"] = round(prompts * NEW_TOKENS / _median(record, clock), 1)
+        rows.append({"model": "llama", "targets": "all", "rank": 8, "prompts": prompts, "contestants": found})
+        print("generation", prompts, {name: r["tokens_per_second"] for name, r in found.items()}, flush=True)
+    return rows
+
+
+PARTS: dict[str, Callable[[torch.device, int, str], list[Row]]] = {
+    "step": step_rows,
+    "memory": memory_rows,
+    "layers": layer_rows,
+    "generation": generation_rows,
+    "compiled": compiled_rows,
 }
 
 
-def make_model(kind: str) -> nn.Module:
-    """A small random encoder (BERT 6 x 384) or decoder (Llama 8 x 512, grouped queries)."""
-    torch.manual_seed(0)
-    if kind == "bert":
-        config = transformers.BertConfig(
-            vocab_size=1000,
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        return transformers.BertModel(config, add_pooling_layer=False)
-    config = transformers.LlamaConfig(
-        vocab_size=1000,
-        hidden_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        intermediate_size=1408,
-        use_cache=False,
+def _step_row(
+    kind: str,
+    targets: str,
+    rank: int,
+    names: tuple[str, ...],
+    device: torch.device,
+    rounds: int,
+    clock: str,
+    *,
+    layers: int | None = None,
+    compiled: bool = False,
+) -> Row:
+    base = make_base(kind, device, layers)
+    inputs = batch(base, device)
+    models = {name: adapted(name, copy.deepcopy(base), TARGETS[kind][targets], rank) for name in names}
+    if compiled:
+        torch.compiler.reset()
+        for model in models.values():
+            model.compile()
+    found = compare(models, lambda model: step(model, inputs), rounds, clock)
+    row = {"model": kind, "targets": targets, "rank": rank, "layers": base.config.num_hidden_layers}  # pyright: ignore[reportAttributeAccessIssue]
+    shown = {name: record.get("ratio", record.get("skipped")) for name, record in found.items()}
+    print(
+        "compiled" if compiled else "step",
+        *row.values(),
+        shown,
+        f"extra {found['metatt-4d'].get('extra')}",
+        flush=True,
     )
-    return transformers.LlamaModel(config)
+    return {**row, "contestants": found}
 
 
-def contestants(kind: str, targets: dict[str, Any], rank: int) -> dict[str, nn.Module]:
-    """The base, with gradients down to its embeddings as the adapted ones have them, LoRA and ours."""
-    base = make_model(kind)
-    plain = copy.deepcopy(base).requires_grad_(False)
-    lora = peft.get_peft_model(
-        copy.deepcopy(base), peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, **targets)
-    )
-    ours = copy.deepcopy(base)
-    attach(ours, MetaTT("4d", rank=rank, init="normal", modules_to_save=(), **targets))
-    return {"base": plain, "lora": lora, "metatt-4d": ours}
+def _median(record: Row, clock: str) -> float:
+    return record[f"{clock}_seconds"]["median"]
 
 
-def step(model: nn.Module, inputs: Tensor) -> None:
-    """One forward and backward pass from embedded inputs that ask for a gradient."""
+def _probe(kind: str, targets: str, rank: int, name: str, device: torch.device) -> int:
+    """Peak bytes of a step in fresh processes."""
+    # Without these the allocator keeps what was freed, by rules of its own, and the peak depends on them.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--device", str(device), "--probe", kind, targets, str(rank), name]
+    runs = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(3)
+    ]
+    return int(statistics.median(int(run.stdout.split()[-1]) for run in runs))
+
+
+def probe(kind: str, targets: str, rank: int, name: str, device: torch.device) -> int:
+    """Bytes of the adapter, and those by which a step raises the memory at its peak, once warmed up."""
+    base = make_base(kind, device)
+    size_of_base = _bytes(base)
+    model = adapted(name, base, TARGETS[kind][targets], rank)
+    own = _bytes(model) - size_of_base
+    inputs = batch(model, device)
+    step(model, inputs)
     model.zero_grad(set_to_none=True)
-    embedded = model.get_input_embeddings()(inputs).detach().requires_grad_()  # pyright: ignore[reportCallIssue]
-    model(inputs_embeds=embedded).last_hidden_state.square().mean().backward()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, inputs)
+        return own + torch.cuda.max_memory_allocated() - before
+    return own + peak_of(lambda: step(model, inputs))
 
 
-def race(models: dict[str, nn.Module], rounds: int, inputs: Tensor) -> dict[str, dict[str, list[float]]]:
-    """Steps in turn; seconds of each by the two clocks."""
-    clocks: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in models}
-    for index in range(rounds + 2):
-        for name, model in models.items():
-            started = {clock: read() for clock, read in clocks.items()}
-            step(model, inputs)
-            for clock, read in clocks.items():
-                if index >= 2:  # two rounds to warm up
-                    seconds[name][clock].append(read() - started[clock])
-    return seconds
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def main() -> None:
-    """Run the cases, write the JSON and print a table."""
+    """Run the parts, keep the JSON and its table up to date after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/adapters_step.json"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "adapters.json")
+    parser.add_argument(
+        "--probe", nargs=4, metavar=("MODEL", "TARGETS", "RANK", "NAME"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    inputs = torch.randint(0, 1000, (8, 128), generator=torch.Generator().manual_seed(0))
-    rows = []
-    for case, (kind, targets) in CASES.items():
-        for rank in args.ranks:
-            seconds = race(contestants(kind, targets, rank), args.rounds, inputs)
-            row: dict[str, Any] = {"case": case, "rank": rank}
-            for clock in ("wall", "cpu"):
-                medians = {name: statistics.median(times[clock]) for name, times in seconds.items()}
-                ratios = {name: medians[name] / medians["base"] for name in ("lora", "metatt-4d")}
-                extra = (ratios["metatt-4d"] - 1) / (ratios["lora"] - 1)
-                row[clock] = {
-                    "median_seconds": medians,
-                    "ratio_to_base": ratios,
-                    "extra_time_over_lora": extra,
-                }
-            rows.append(row)
-            cpu = row["cpu"]
-            print(
-                f"{case:10} r {rank:3}  LoRA {cpu['ratio_to_base']['lora']:.3f}  "
-                f"MetaTT-4D {cpu['ratio_to_base']['metatt-4d']:.3f}  extra {cpu['extra_time_over_lora']:.2f}",
-                flush=True,
-            )
-    record = {
-        "dtype": "float32",
-        "batch": [8, 128],
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "seed": 0,
-        "device": "cpu",
-        "machine": platform.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "ttnet": ttnet.__version__,
-        },
-        "rows": rows,
-    }
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(json.dumps(record, indent=2) + "\n")
+    fix_environment(args.threads)
+    warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
+    device = torch.device(args.device)
+    if args.probe:
+        kind, targets, rank, name = args.probe
+        print(probe(kind, targets, int(rank), name, device))
+        return
+    record: Row = json.loads(args.out.read_text()) if args.out.exists() else {}
+    clock = "wall" if device.type == "cuda" else "cpu"
+    for part in args.parts:
+        conditions = {
+            **moment(),
+            **describe(PACKAGES),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "clock": clock,
+            "dtype": "float32",
+            "seed": 0,
+            "batch": list(BATCH),
+            "vera_rank": VERA_RANK,
+        }
+        record.setdefault(device.type, {})[part] = {
+            "conditions": conditions,
+            "rows": PARTS[part](device, args.rounds, clock),
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(render(record))
 
 
 if __name__ == "__main__":

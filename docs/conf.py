@@ -1,7 +1,9 @@
 """Sphinx configuration. `make docs` builds with warnings as errors and reaches no network."""
 
 import re
+import shutil
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 project = "ttnet"
 author = "The ttnet developers"
@@ -30,6 +32,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_execution_excludepatterns = ["notebooks/*"]  # shown with the outputs they are committed with
 nb_merge_streams = True
 
 autosummary_generate = True
@@ -86,6 +89,16 @@ def _prepare_docstring(_app, what: str, _name, _obj, _options, lines: list[str])
     lines[:] = out
 
 
+def _copy_notebooks(app, _config) -> None:
+    """Bring the notebooks of `examples` into the sources, where Sphinx looks for pages."""
+    folder = Path(app.srcdir) / "notebooks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for notebook in Path(app.srcdir).parent.glob("examples/*.ipynb"):
+        shutil.copy2(notebook, folder)
+
+
 def setup(app) -> None:
     """Register the hooks of this project, ahead of napoleon's."""
+    app.connect("config-inited", _copy_notebooks)
     app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)

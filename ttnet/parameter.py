@@ -40,6 +40,9 @@ class TTParameter(nn.Module):
     refusal: str | None = None
     """Why sweeps and merged bonds are refused at the moment; None lets them."""
 
+    replicated: bool = False
+    """Whether gradients are averaged over processes whatever the shapes are, so that these may change."""
+
     def __init__(self, train: TensorTrain | CoresLike) -> None:
         super().__init__()
         cores = _cores.check(train.cores if isinstance(train, TensorTrain) else train)
@@ -182,7 +185,7 @@ class TTParameter(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles hold the parameters, whatever stands in for them."""
-        return {**self.__dict__, "_substitute": None, "_sources": ()}
+        return {**self.__dict__, "_substitute": None, "_sources": (), "replicated": False}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """A copy is a parameter like any other."""

@@ -335,7 +335,7 @@ def test_stacks_of_an_encoder_decoder_stay_apart():
     )
     model = transformers.T5ForConditionalGeneration(config).eval()
     adapter = randomize(attach(model, MetaTT(rank=2)))
-    assert dict(zip(["in", "layer", "matrix", "out"], adapter.layout.shape, strict=True))["matrix"] == 4
+    assert dict(zip(["in", "layer", "matrix", "out"], adapter.layout.shape, strict=True))["matrix"] == 6
     twin = dense_model(model, adapter)
     with torch.no_grad():
         inputs = {"input_ids": TOKENS, "decoder_input_ids": TOKENS}

@@ -56,6 +56,21 @@ def test_moments_of_a_union_of_widths():
     adapter.cores.assign(train)
 
 
+def test_padding_does_not_count():
+    model = Stack(6, 2)
+    adapter = attach(model, MetaTT("in layer out", rank=2, target_modules="all-linear"))
+    x, mask = torch.randn(4, 5, 6), torch.ones(4, 5, dtype=torch.long)
+    mask[:, 3:] = 0
+    batch = {"x": x, "attention_mask": mask}
+    metric = input_moments(adapter, [batch], lambda rows: model(rows["x"]), ridge=0.0)
+    real = x[:, :3].reshape(-1, 6)
+    torch.testing.assert_close(metric[0], real.T @ real / 12)
+    # A mask of another shape is none of these inputs'.
+    other = batch | {"attention_mask": mask[:, :3]}
+    metric = input_moments(adapter, [other], lambda rows: model(rows["x"]), ridge=0.0)
+    torch.testing.assert_close(metric[0], x.reshape(-1, 6).T @ x.reshape(-1, 6) / 20)
+
+
 def test_what_has_no_moments_is_refused():
     model, adapter = adapted("bert", "in1 in2 layer matrix out", factors={"in": (4, 8)})
     with pytest.raises(ConfigError, match="factorizes 'in'"):

@@ -37,6 +37,12 @@ def fail(ttnet, tiny_bert, data_dir, tmp_path):
         ({"rank": "2/99/2"}, ["rank", "99"]),
         ({"rank": "2/2"}, ["rank", "3 bonds"]),
         ({"ranks": "0:12,2", "rank": None}, ["--ranks '0:12,2'", "'2'", "0:12,2:8,4:6"]),
+        ({"cut": "inputs"}, ["--cut inputs", "nothing is swept", "--ranks"]),
+        ({"dmrg_mode": "two-site"}, ["--dmrg-mode two-site", "nothing is swept"]),
+        (
+            {"cut": "inputs", "max_error": "0.1", "axes": "in1 in2 layer matrix out"},
+            ["--cut inputs", "factorizes 'in'", "cut it plainly"],
+        ),
         ({"axes": "in layer matrx out"}, ["'matrx'", "did you mean 'matrix'"]),
         ({"axes": "in layer layer out"}, ["'layer'", "in layer layer out"]),
         ({"axes": "6d"}, ["'6d'", "4d"]),

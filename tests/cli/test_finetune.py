@@ -51,6 +51,7 @@ def test_a_run_with_a_sweep_leaves_everything(finetune, ttnet):
     assert result["adapter_parameters"] == 16 * 2 + 2 * (2 + 2) * 2 + 16 * 2
     assert result["head_parameters"] == 16 * 2 + 2
     assert result["seed"] == 0
+    assert result["sweeps"] == {"mode": "truncate", "cut": "plain"}
     assert {"python", "torch", "transformers", "ttnet"} <= set(result["versions"])
     assert "epoch 1/2" in printed
     assert "swept 4" in printed
@@ -140,6 +141,67 @@ def test_bf16_on_the_cpu_and_five_axes(finetune):
     output, code, _, errors = finetune("--dtype", "bf16", "--axes", "5d", "--rank", 2, "--dmrg-mode", "paper")
     assert code == 0, errors
     assert json.loads((output / "result.json").read_text())["pattern"] == "in layer matrix head out"
+
+
+@pytest.mark.parametrize("ranks", [("--ranks", "0:4,1:2"), ("--rank", 4, "--max-error", 0.9)])
+def test_cuts_know_the_inputs(finetune, ranks):
+    output, code, printed, errors = finetune(*ranks, "--cut", "inputs", "--held-batches", 2)
+    assert code == 0, errors
+    result = json.loads((output / "result.json").read_text())
+    assert result["sweeps"] == {"mode": "truncate", "cut": "inputs"}
+    assert result["options"]["held_batches"] == 2
+    history = records(output)
+    assert history[1]["sweep"]["norm"] == "metric"
+    assert sum(history[1]["ranks"]) < sum(history[0]["ranks"])
+    assert "relative error of x dW" in printed
+    assert "sweeps truncate, cut inputs" in printed
+    plain, code, printed, errors = finetune(*ranks, output="plain")
+    assert code == 0, errors
+    assert json.loads((plain / "result.json").read_text())["sweeps"]["cut"] == "plain"
+    # The same train was cut, in another norm.
+    assert records(plain)[0]["dev_loss"] == history[0]["dev_loss"]
+    assert records(plain)[1]["sweep"]["norm"] == "frobenius"
+    assert records(plain)[1]["sweep"]["relative_error"] != history[1]["sweep"]["relative_error"]
+    assert "relative error of x dW" not in printed
+
+
+def test_sweeps_that_optimize(finetune):
+    options = ("--ranks", "0:3,1:2", "--dmrg-mode", "two-site", "--held-batches", 2)
+    output, code, printed, errors = finetune(*options)
+    assert code == 0, errors
+    result = json.loads((output / "result.json").read_text())
+    assert result["sweeps"] == {"mode": "two-site", "cut": None}
+    sweep = records(output)[1]["sweep"]
+    assert sweep["ranks_after"] == [2, 2, 2]
+    assert sweep["loss_after"] <= sweep["loss_before"]
+    assert "optimized, loss" in printed
+
+
+@pytest.mark.parametrize("options", [("--cut", "inputs"), ("--dmrg-mode", "two-site")])
+def test_a_sweep_on_training_data_resumes_to_the_same_bits(finetune, monkeypatch, options):
+    options = (*options, "--ranks", "0:3,1:2", "--held-batches", 2)
+    whole, code, _, errors = finetune(*options, output="whole")
+    assert code == 0, errors
+
+    from ttnet.cli.training import CheckedTraining
+
+    step = CheckedTraining.training_step
+
+    def dying(self, *args):
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    # The checkpoint at the end of the first epoch is older than the sweep.
+    monkeypatch.setattr(CheckedTraining, "training_step", dying)
+    broken, code, _, _ = finetune(*options, output="broken")
+    assert code == 130
+    monkeypatch.undo()
+    _, code, printed, errors = finetune(*options, "--resume", output="broken")
+    assert code == 0, errors
+    assert "checkpoint-6" in " ".join(printed.split())
+    name = "adapter/adapter_model.safetensors"
+    assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_killed_run_resumes_to_the_same_bits(finetune, monkeypatch):

@@ -79,6 +79,15 @@ def test_the_starting_rank_comes_from_key_zero_or_rank():
         ({"ranks": {0: 8}, "method": "lora"}, "need --method tt"),
         ({"rank": (4, 4, 4), "method": "lora"}, "one whole number"),
         ({"dmrg_mode": "paper", "gauge": "nearest"}, "leave --gauge out"),
+        ({"cut": "outputs"}, "--cut 'outputs' is unknown; choose from plain, inputs"),
+        ({"cut": "inputs"}, "--cut inputs: nothing is swept, since the rank stays; give --ranks"),
+        ({"dmrg_mode": "two-site"}, "--dmrg-mode two-site: nothing is swept"),
+        ({"cut": "inputs", "method": "lora"}, "--cut inputs needs --method tt, got --method lora"),
+        ({"dmrg_mode": "two-site", "method": "classifier"}, "--dmrg-mode two-site needs --method tt"),
+        ({"cut": "inputs", "ranks": {0: 8, 1: 4}, "dmrg_mode": "paper"}, "use --dmrg-mode truncate"),
+        ({"cut": "inputs", "max_parameters": 9, "dmrg_mode": "two-site"}, "use --dmrg-mode truncate"),
+        ({"held_batches": 2, "ranks": {0: 8, 1: 4}}, "--held-batches: no sweep looks at training data"),
+        ({"held_batches": 0, "ranks": {0: 8, 1: 4}, "cut": "inputs"}, "--held-batches 0"),
     ],
 )
 def test_bad_options_are_named(changes, text):
@@ -90,8 +99,14 @@ def test_a_resumed_run_keeps_its_options(tmp_path):
     stored = tmp_path / "options.json"
     stored.write_text(json.dumps(options(ranks={0: 4, 1: 2}).to_json()))
     check_same(options(ranks={0: 4, 1: 2}, resume=True, threads=3), stored)
+    with pytest.raises(ConfigError, match="--cut was 'plain', is 'inputs'"):
+        check_same(options(ranks={0: 4, 1: 2}, cut="inputs"), stored)
     with pytest.raises(ConfigError, match=r"--lr was None, is 0\.1"):
         check_same(options(ranks={0: 4, 1: 2}, lr=0.1), stored)
+    early = options(ranks={0: 4, 1: 2}).to_json()
+    del early["cut"], early["held_batches"]
+    stored.write_text(json.dumps(early))
+    check_same(options(ranks={0: 4, 1: 2}), stored)
     stored.write_text("{")
     with pytest.raises(FormatError, match="--overwrite"):
         check_same(options(), stored)

@@ -11,79 +11,23 @@ import safetensors.torch
 import torch
 import transformers
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from torch import Tensor, nn
+from torch import nn
 
-from tests.adapters.models import FAMILIES, TOKENS, bert, llama, logits
-from ttnet.adapters import Axis, MetaTT, Split, TTAdapterConfig, attach
-from ttnet.errors import ConfigError, DTypeError, StateError
-from ttnet.interop.peft import METHOD, MetaTTPeftConfig
+from tests.adapters.models import bert
+from tests.interop.peft_models import CASES, build, config, cores, loss_of, randomize, run, wrapped
+from ttnet.adapters import Axis, Split, TTAdapterConfig, attach
+from ttnet.errors import ConfigError, DTypeError
+from ttnet.interop.peft import METHOD, MetaTTConfig
 from ttnet.interop.peft._versions import check_version
 from ttnet.interop.transformers import DMRGCallback
-from ttnet.optim import DMRGScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert-4d": ("bert", {}),
-    "bert-5d": ("bert", {"pattern": "5d"}),
-    "bert-all": ("bert", {"target_modules": "all-linear"}),
-    "bert-factorized": (
-        "bert",
-        {"pattern": "in1 in2 layer matrix out1 out2", "factors": {"in": (4, 8), "out": (8, 4)}},
-    ),
-    "bert-diagonal": ("bert", {"diagonal": ["layer"], "init": "normal"}),
-    "llama-gqa": ("llama", {"target_modules": ["q_proj", "v_proj", "down_proj"], "alpha_scaling": True}),
-    "llama-merged-axes": ("llama", {"pattern": "in (layer matrix) out", "layers_to_transform": [1]}),
-    "gpt2-conv1d": ("gpt2", {}),
-    "gpt2-split": ("gpt2", {"split": "auto", "dtype": "float64"}),
-}
-
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[nn.Module, MetaTTPeftConfig]:
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, MetaTTConfig]:
     """A base model and a config for it."""
     return build(request.param)
-
-
-def build(name: str) -> tuple[nn.Module, MetaTTPeftConfig]:
-    family, options = CASES[name]
-    targets = list(FAMILIES[family].query_value)
-    return FAMILIES[family].build(), config(**{"target_modules": targets} | options)
-
-
-def config(**options: Any) -> MetaTTPeftConfig:
-    return MetaTTPeftConfig(**{"rank": 3, "alpha": 2.0, "target_modules": ["query", "value"]} | options)
-
-
-def wrapped(base: nn.Module, options: MetaTTPeftConfig, *, seed: int | None = 5) -> PeftModel:
-    """The model in peft, its cores random unless `seed` is None."""
-    model = get_peft_model(base, options)
-    if seed is not None:
-        randomize(model, "default", seed)
-    return model.eval()
-
-
-def randomize(model: PeftModel, adapter: str, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for core in cores(model, adapter).parameters():
-            core.copy_(torch.randn(core.shape, generator=generator, dtype=torch.float64) * 0.6)
-
-
-def cores(model: nn.Module, adapter: str = "default") -> Any:
-    return model.base_model.metatt_cores[adapter]
-
-
-def run(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return logits(model)
-
-
-def loss_of(model: nn.Module, rows: slice = slice(None)) -> Tensor:
-    tokens = TOKENS[rows]
-    return nn.functional.cross_entropy(
-        model(input_ids=tokens).logits[..., :3].reshape(len(tokens), -1, 3)[:, -1], tokens[:, 0] % 3
-    )
 
 
 # What a tuner of peft is tested for ------------------------------------------------------------------------
@@ -282,148 +226,6 @@ def test_adding_an_adapter_keeps_what_is_trained() -> None:
     assert not any(core.requires_grad for core in cores(model).parameters())
 
 
-# The traps of a train that many layers share ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_accumulated_gradients_are_those_of_the_whole_batch(checkpointing: bool) -> None:
-    model = wrapped(llama(), config(target_modules="all-linear"))
-    loss_of(model).backward()
-    expected = [core.grad.clone() for core in cores(model).parameters()]
-    model.zero_grad()
-    if checkpointing:
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    for k in range(3):
-        (loss_of(model, slice(k, k + 1)) / 3).backward()
-    for core, gradient in zip(cores(model).parameters(), expected, strict=True):
-        torch.testing.assert_close(core.grad, gradient, atol=1e-5, rtol=1e-4)
-
-
-def test_reentrant_checkpointing_is_refused() -> None:
-    model = wrapped(llama(), config(target_modules="all-linear")).train()
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": True})
-    model.get_base_model().enable_input_require_grads()
-    with pytest.raises(StateError, match="use_reentrant"):
-        loss_of(model).backward()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_cast_of_the_model_is_seen_by_all_layers(device: torch.device, dtype: torch.dtype) -> None:
-    model = wrapped(bert(), config())
-    expected = run(model)
-    old = list(cores(model).parameters())
-    model.to(device=device, dtype=dtype)
-    tokens = TOKENS.to(device)
-    with torch.no_grad():
-        cast = model(input_ids=tokens).logits
-        tolerance = 1e-4 if dtype == torch.float64 else 0.2
-        torch.testing.assert_close(cast.cpu().float(), expected, atol=tolerance, rtol=tolerance)
-    assert all(a is b for a, b in zip(old, cores(model).parameters(), strict=True))
-    assert all(core.dtype == dtype and core.device.type == device.type for core in old)
-    randomize(model, "default", 9)
-    with torch.no_grad():
-        assert not torch.allclose(model(input_ids=tokens).logits, cast, atol=1e-2)
-
-
-def test_half_precision_cores_are_raised_unless_that_is_switched_off() -> None:
-    assert cores(get_peft_model(bert(), config(dtype="bfloat16"))).core_0.dtype == torch.float32
-    kept = get_peft_model(bert(), config(dtype="bfloat16"), autocast_adapter_dtype=False)
-    assert cores(kept).core_0.dtype == torch.bfloat16
-    half = get_peft_model(bert().to(torch.bfloat16), config(), low_cpu_mem_usage=False)
-    assert cores(half).core_0.dtype == torch.float32
-
-
-def test_ranks_that_a_sweep_changed_are_saved_and_loaded(tmp_path: Path) -> None:
-    base = bert()
-    twin = copy.deepcopy(base)
-    model = wrapped(base, config(rank=4, alpha_scaling=True)).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    scheduler = DMRGScheduler(optimizer, cores(model), ranks={0: 4, 1: 2})
-    for _ in range(2):
-        loss_of(model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-    assert max(cores(model).ranks) == 2
-    loss_of(model).backward()
-    optimizer.step()
-    model.save_pretrained(tmp_path)
-    expected = run(model.eval())
-    for low in (False, True):
-        loaded = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path, low_cpu_mem_usage=low)
-        assert loaded.peft_config["default"].bond_ranks == [2, 2, 2]
-        assert loaded.peft_config["default"].rank == 4  # the scale is alpha over the rank at the start
-        assert torch.equal(run(loaded), expected)
-    older = wrapped(twin, config(rank=4, alpha_scaling=True))
-    older.load_adapter(tmp_path, "default")  # as a Trainer does when it resumes
-    assert torch.equal(run(older), expected)
-
-
-def test_frozen_cores_stay_frozen_whatever_peft_switches_on() -> None:
-    model = wrapped(bert(), config(frozen=["in", "out"], init={"layer": "zero"}))
-    trained = [False, True, True, False]
-    with model.disable_adapter():
-        pass
-    assert [core.requires_grad for core in cores(model).parameters()] == trained
-    model.set_requires_grad("default", False)
-    model.set_requires_grad("default", True)
-    model.set_adapter("default")
-    assert [core.requires_grad for core in cores(model).parameters()] == trained
-    with pytest.raises(StateError, match="frozen"):
-        DMRGScheduler(torch.optim.Adam(cores(model).parameters()), cores(model), ranks={0: 2}).step()
-
-
-def test_generation_is_the_same_merged_and_unmerged() -> None:
-    model = wrapped(llama(), config(target_modules="all-linear", task_type="CAUSAL_LM"))
-    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(TOKENS)}
-    tokens = model.generate(input_ids=TOKENS, **options)
-    with model.disable_adapter():
-        assert not torch.equal(model.generate(input_ids=TOKENS, **options), tokens)
-    assert torch.equal(model.merge_and_unload().generate(input_ids=TOKENS, **options), tokens)
-
-
-def test_dropout_acts_in_training_alone() -> None:
-    model = wrapped(bert(), config(dropout=0.5))
-    layer = model.get_base_model().get_submodule("bert.encoder.layer.1.attention.self.query")
-    x = torch.randn(4, 32)
-    assert torch.equal(layer(x), layer(x))
-    model.train()
-    assert not torch.equal(layer(x), layer(x))
-    model.eval()
-    assert torch.equal(layer(x), layer(x))
-
-
-def test_tasks_are_selected_through_peft(tmp_path: Path) -> None:
-    base = bert()
-    twin = copy.deepcopy(base)
-    options = MetaTT("4+1d", rank=3, tasks=["rte", "mrpc"], target_modules=["query", "value"])
-    model = wrapped(base, MetaTTPeftConfig.from_options(options))
-    with pytest.raises(StateError, match="nothing is selected"):
-        run(model)
-    with model.disable_adapter():
-        assert torch.equal(run(model), run(twin))
-    both = []
-    for task in ("rte", "mrpc"):
-        model.select(task=task)
-        both.append(run(model))
-    model.select(task=["rte", "mrpc", "rte"])
-    mixed = run(model)
-    torch.testing.assert_close(mixed, torch.stack([both[0][0], both[1][1], both[0][2]]), atol=1e-5, rtol=1e-4)
-    with pytest.raises(StateError, match="different places"):
-        model.merge_adapter()
-    model.select("default", task="rte")
-    model.merge_adapter()
-    torch.testing.assert_close(run(model), both[0], atol=1e-4, rtol=1e-4)
-    with pytest.raises(StateError, match="merged"):
-        model.select(task="mrpc")
-    model.unmerge_adapter()
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(twin, tmp_path)
-    loaded.select(task="mrpc")
-    assert torch.equal(run(loaded), both[1])
-
-
 # With a classifier, in a Trainer ---------------------------------------------------------------------------
 
 
@@ -488,7 +290,7 @@ def test_a_trainer_sweeps_saves_and_resumes(tmp_path: Path) -> None:
 
 
 def test_the_config_has_every_option_of_an_adapter_and_the_same_defaults() -> None:
-    ours = {field.name: getattr(MetaTTPeftConfig(), field.name) for field in fields(MetaTTPeftConfig)}
+    ours = {field.name: getattr(MetaTTConfig(), field.name) for field in fields(MetaTTConfig)}
     assert TTAdapterConfig().to_dict() == {name: ours[name] for name in TTAdapterConfig().to_dict()}
 
 
@@ -506,9 +308,9 @@ def test_the_config_has_every_option_of_an_adapter_and_the_same_defaults() -> No
     ],
 )
 def test_a_config_comes_back_from_its_file(tmp_path: Path, options: dict[str, Any]) -> None:
-    written = MetaTTPeftConfig(task_type="CAUSAL_LM", **options)
+    written = MetaTTConfig(task_type="CAUSAL_LM", **options)
     written.save_pretrained(str(tmp_path))
-    for cls in (MetaTTPeftConfig, peft.PeftConfig):
+    for cls in (MetaTTConfig, peft.PeftConfig):
         read = cls.from_pretrained(str(tmp_path))
         assert read == written
         assert read.options == written.options
@@ -531,9 +333,9 @@ def test_targets_that_were_found_take_the_place_of_none_and_all_linear() -> None
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="heads_by"):
-        MetaTTPeftConfig(heads_by="task")
+        MetaTTConfig(heads_by="task")
     with pytest.raises(ConfigError, match="alpha"):
-        MetaTTPeftConfig(alpha=float("nan"))
+        MetaTTConfig(alpha=float("nan"))
     with pytest.raises(ValueError, match="get_peft_model"):
         peft.inject_adapter_in_model(config(), bert())
     with pytest.raises(ValueError, match="different peft types"):

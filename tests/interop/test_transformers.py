@@ -11,14 +11,15 @@ import transformers
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ttnet.adapters import MetaTT, TTAdapter, attach, load
+from ttnet import Truncation
+from ttnet.adapters import MetaTT, TTAdapter, TTAdapterConfig, attach, input_moments, load
 from ttnet.errors import ConfigError, NonFiniteError
 from ttnet.interop.held_batches import train_batches
 from ttnet.interop.transformers import DMRGCallback, DMRGTrainer
 from ttnet.optim import AdaptiveRanks, BatchLoss, TwoSiteOptions
 
 RANKS = {0: 6, 1: 4, 2: 3}
-SWEEP_OPTIONS = ("state", "mode", "gauge", "two_site", "held_batches")
+SWEEP_OPTIONS = ("state", "mode", "gauge", "two_site", "held_batches", "metric")
 SAMPLES, BATCH, EPOCHS = 24, 4, 3  # 6 steps an epoch
 
 
@@ -336,3 +337,84 @@ def test_a_dataset_without_length_needs_a_problem():
     arguments = TrainingArguments("unused", report_to=[], use_cpu=True)
     with pytest.raises(ConfigError, match="problem: expected a loss"):
         next(train_batches(torch.utils.data.DataLoader(Endless()), arguments))
+    with pytest.raises(ConfigError, match=r"metric: expected matrices.*lambda: input_moments"):
+        next(train_batches(torch.utils.data.DataLoader(Endless()), arguments, "metric"))
+
+
+# Cuts that know the inputs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def informed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DMRGTrainer, Path]:
+    """One uninterrupted training whose cuts know the inputs."""
+    directory = tmp_path_factory.mktemp("informed")
+    job = trainer(directory, ranks={0: 6, 1: 2}, num_train_epochs=2, metric="inputs", held_batches=6)
+    job.train()
+    return job, directory
+
+
+def test_cuts_by_the_inputs_keep_what_the_model_computes(informed, tmp_path):
+    """The first sweep starts from the same train in both jobs: the weighted cut is better in its own norm."""
+    job, directory = informed
+    plain = trainer(tmp_path, ranks={0: 6, 1: 2}, num_train_epochs=2)
+    plain.train()
+    reports = callback_of(job).reports[0], callback_of(plain).reports[0]
+    assert [report.norm for report in reports] == ["metric", "frobenius"]
+    assert [report.ranks_after for report in reports] == [(2, 2, 2)] * 2
+    assert set(reports[0].matrix_errors) == {site.name for site in job.adapter.layout.sites}
+    assert not same_bits(final(job), final(plain))
+    model = bert()
+    adapter = load(model, directory / "checkpoint-6")
+    batch = {key: torch.stack([sample[key] for sample in samples()]) for key in samples()[0]}
+    metric = input_moments(adapter, [batch], lambda rows: model.eval()(**rows))
+    # The callback held 6 batches of 4 documents: all of the data, in an order of its own.
+    expected = adapter.tensor_train().truncate(Truncation(max_rank=2), metric=metric, return_report=True)[1]
+    assert reports[0].relative_error == pytest.approx(expected.relative_error, rel=1e-3)
+    assert reports[1].relative_error != pytest.approx(expected.relative_error, rel=1e-2)
+    assert job.model.training
+    assert not any(module._forward_pre_hooks for name, module in job.model.named_modules() if "query" in name)
+
+
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_resuming_a_training_with_cuts_by_the_inputs(informed, tmp_path, step):
+    job, directory = informed
+    options = {"ranks": {0: 6, 1: 2}, "num_train_epochs": 2, "metric": "inputs", "held_batches": 6}
+    resumed = trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(directory / f"checkpoint-{step}"))
+    assert same_bits(final(job), final(resumed))
+
+
+def test_a_metric_of_the_users(tmp_path):
+    calls: list[int] = []
+
+    def metric() -> list[Tensor | None]:
+        calls.append(1)
+        return [torch.diag(torch.logspace(0, -2, 32)), None, None, None]
+
+    job = trainer(tmp_path, ranks={0: 6, 1: 3}, num_train_epochs=2, save_strategy="no", metric=metric)
+    job.train()
+    assert calls == [1]
+    assert callback_of(job).reports[0].norm == "metric"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"metric": "outputs"}, "metric: expected 'inputs', a matrix or None for each mode"),
+        ({"metric": "inputs", "mode": "paper"}, "metric: expected None, since mode 'paper'"),
+        ({"metric": "inputs", "mode": "two-site"}, "metric: expected None, since mode 'two-site'"),
+        ({"metric": "inputs", "held_batches": 0}, "held_batches: expected at least 1, got 0"),
+        ({"gauge": "left"}, "gauge: expected one of"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_the_training(options, text):
+    with pytest.raises(ConfigError, match=text):
+        DMRGCallback(adapted()[1], RANKS, **options)
+
+
+def test_inputs_need_an_adapter_with_an_axis_of_them():
+    with pytest.raises(ConfigError, match=r"metric: 'inputs' needs the adapter.*got AdapterCores"):
+        DMRGCallback(adapted()[1].cores, RANKS, metric="inputs")
+    pattern = TTAdapterConfig(pattern="in1 in2 layer matrix out", rank=2, factors={"in": (4, 8)})
+    with pytest.raises(ConfigError, match="factorizes 'in'"):
+        DMRGCallback(attach(bert(), pattern), RANKS, metric="inputs")

@@ -9,6 +9,7 @@ from ttnet.adapters.files import SavedAdapter, read
 from ttnet.adapters.gradients import GradientStart, initialize_from_gradients
 from ttnet.adapters.layout import Layout, Site
 from ttnet.adapters.moments import input_moments
+from ttnet.adapters.replicas import Replicas, replicate
 from ttnet.adapters.split import Split
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Layout",
     "MetaTT",
     "Pattern",
+    "Replicas",
     "SavedAdapter",
     "Site",
     "Split",
@@ -29,4 +31,5 @@ __all__ = [
     "load",
     "parse_pattern",
     "read",
+    "replicate",
 ]

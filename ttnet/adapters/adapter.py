@@ -18,7 +18,7 @@ from ttnet.adapters.factors import Mixture, relative_errors
 from ttnet.adapters.groups import parameter_groups
 from ttnet.adapters.heads import PlaceHeads
 from ttnet.adapters.linear import AdaptedLinear, replace_module
-from ttnet.adapters.merging import check_trainable, merged_weights
+from ttnet.adapters.merging import check_trainable, merged_weights, refuse_sharded
 from ttnet.adapters.run_time import RunTimeAxes
 from ttnet.adapters.selection import check_axes, select
 from ttnet.adapters.structure import Layout
@@ -216,7 +216,7 @@ class TTAdapter(RunTimeAxes):
 
         Raises:
             StateError: It is merged already, or disabled.
-            DTypeError: A weight that is quantized.
+            DTypeError: A weight that is quantized or sharded.
             NonFiniteError: A dW that is not finite; no weight is changed.
         """
         if self.merged:
@@ -291,7 +291,11 @@ class TTAdapter(RunTimeAxes):
 
         Args:
             directory: Created where it is missing; other files in it stay.
+
+        Raises:
+            StateError: What is saved is sharded.
         """
+        refuse_sharded(self, "save")
         files.write(
             directory,
             config=self.config,
@@ -369,7 +373,7 @@ class TTAdapter(RunTimeAxes):
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if not is_traced():
-            self.workspace.end()
+            self.workspace.end(completed=output is not None)
 
     def _stay_on_slow_path(self, module: nn.Module, args: Any) -> None: ...
 

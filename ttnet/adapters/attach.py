@@ -13,9 +13,11 @@ from ttnet.adapters.adapter import NAME, TTAdapter
 from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.coordinates import Coordinates
 from ttnet.adapters.coordinates import coordinates as default_coordinates
+from ttnet.adapters.head_dim import head_dim_of
 from ttnet.adapters.initialization import initial_train
 from ttnet.adapters.layout import make_layout
 from ttnet.adapters.linear import linear_widths
+from ttnet.adapters.quantized import device_of, is_dense
 from ttnet.adapters.structure import Layout, Site
 from ttnet.adapters.targets import find_saved_modules, find_sites
 from ttnet.adapters.tasks import run_time_axis
@@ -62,7 +64,7 @@ def attach(model: nn.Module, config: TTAdapterConfig, coordinates: Coordinates |
     config.parsed.check_order()
     saved = find_saved_modules(model, config.modules_to_save)
     sites = find_sites(model, config, saved, coordinates)
-    head_dim = (config.head_dim or head_dim_of(model)) if config.parsed.has_head else None
+    head_dim = (config.head_dim or head_dim_of(model, sites)) if config.parsed.has_head else None
     layout = make_layout(
         config.parsed,
         sites,
@@ -148,7 +150,7 @@ def _install(
     scale: float,
     saved: tuple[str, ...],
 ) -> TTAdapter:
-    devices = {_weight(model, site.module).device for site in layout.sites}
+    devices = {device_of(model.get_submodule(site.module)) for site in layout.sites}
     if len(devices) > 1:
         raise DeviceError(
             f"model: its matrices are on several devices, {sorted(map(str, devices))}; put it on one, "
@@ -165,17 +167,6 @@ def _check_free(model: nn.Module) -> None:
         raise StateError(f"model: it has an adapter already; call model.{NAME}.detach() first")
 
 
-def head_dim_of(model: nn.Module) -> int | None:
-    """Width of an attention head by the model's configuration; None where it tells none."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    if isinstance(getattr(config, "head_dim", None), int):
-        return config.head_dim
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None
-
-
 def _describe_base(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """What a loader compares: the widths of all linear modules in layers, and a few weights."""
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
@@ -184,7 +175,7 @@ def _describe_base(model: nn.Module, layout: Layout) -> dict[str, Any]:
         "class": type(model).__name__,
         "name": str(name) if name else None,
         "linear_widths": _count_widths(model),
-        "sample": {site: _sample(_weight(model, site)) for site in ends},
+        "sample": {site: _sample(model.get_submodule(site)) for site in ends},
     }
 
 
@@ -200,7 +191,7 @@ def _check_base(model: nn.Module, saved: files.SavedAdapter, directory: str | Pa
 
 def _warn_of_other_weights(model: nn.Module, saved: files.SavedAdapter, directory: str | Path) -> None:
     for name, numbers in dict(saved.base.get("sample") or {}).items():
-        found = _sample(_weight(model, name))
+        found = _sample(model.get_submodule(name))
         if not numbers or not found:
             continue
         # Half precision rounds at 2^-8; what differs by more are other weights.
@@ -223,11 +214,8 @@ def _count_widths(model: nn.Module) -> dict[str, int]:
     return dict(sorted(Counter(f"{pair[0]}x{pair[1]}" for pair in pairs if pair is not None).items()))
 
 
-def _sample(weight: Tensor) -> list[float] | None:
-    if weight.is_meta or not weight.is_floating_point() or type(weight) is not nn.Parameter:
+def _sample(module: nn.Module) -> list[float] | None:
+    weight = getattr(module, "weight", None)
+    if not is_dense(weight) or weight.is_meta:
         return None
     return [round(value, 6) for value in weight.detach().reshape(-1)[:8].float().tolist()]
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return model.get_submodule(name).weight  # pyright: ignore[reportReturnType]

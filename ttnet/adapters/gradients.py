@@ -103,13 +103,15 @@ def _accumulate(
     """The gradient (in, out) of every site's dW, summed over the batches, in float32 or better."""
     names = list(adapter.layout.modules)
     bases = [adapter.adapted(name).base for name in names]
-    weights: list[Tensor] = [base.weight for base in bases]  # pyright: ignore[reportAssignmentType]
-    for name, weight in zip(names, weights, strict=True):
-        if not weight.is_floating_point():
+    weights: list[Tensor] = []
+    for name, base in zip(names, bases, strict=True):
+        weight = getattr(base, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise ConfigError(
-                f"initialize_from_gradients: the weight of {name!r} is {weight.dtype} and has no gradient; "
+                f"initialize_from_gradients: the weight of {name!r} is quantized and has no gradient; "
                 "dequantize the model first"
             )
+        weights.append(weight)
     sums: list[Tensor | None] = [None] * len(weights)
     count = 0
     with _differentiable(weights):

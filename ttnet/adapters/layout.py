@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import gcd, prod
 
 from ttnet.adapters.axes import Axis, Label, Pattern, side_of
 from ttnet.adapters.structure import Block, Layout, Site
@@ -76,11 +76,20 @@ def make_layout(
         raise pattern.error("head", "the model's configuration names no head size; give head_dim=...")
     for site in kept:
         if site.out_features % head_dim:
+            common = gcd(head_dim, *(each.out_features for each in kept))
+            other = f"give head_dim={common}, which divides all widths, or " if common > 1 else ""
             raise ShapeError(
                 f"head_dim: {head_dim} does not divide the output width {site.out_features} of {site.name!r}"
-                f"; give another head_dim, or exclude the module, pattern {pattern.text!r}"
+                f"; {other}leave it out with exclude_modules=[{_ending(site.module)!r}], pattern "
+                f"{pattern.text!r}"
             )
     return Layout(pattern, axes, kept, head_dim, by_side)
+
+
+def _ending(name: str) -> str:
+    """The last part of a module's name, with the one before where it is a number."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
 def _is_runtime(axis: str, declared: Axis | None, sites: Sequence[Site]) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttnet.adapters.factors import Mixture
+from ttnet.adapters.quantized import is_packed, run_base
 from ttnet.adapters.workspace import is_traced
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """Input and output width of a module that an adapter can adapt, None for every other.
 
-    Those are `nn.Linear`, its subclasses, and the `Conv1D` of GPT-2, whose weight is (in, out).
+    Those are `nn.Linear`, its subclasses, the `Conv1D` of GPT-2, whose weight is (in, out), and every module
+    with `in_features` and `out_features` that holds its weight quantized, under whatever name.
 
     Args:
         module: Any module.
@@ -28,6 +30,10 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     if is_conv1d(module):
         rows, columns = module.weight.shape  # pyright: ignore[reportGeneralTypeIssues]
         return int(rows), int(columns)  # pyright: ignore[reportArgumentType]
+    widths = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if all(isinstance(width, int) and width > 0 for width in widths) and is_packed(module):
+        # What wraps such a module is not adapted, the module inside is.
+        return None if any(map(linear_widths, module.children())) else widths  # pyright: ignore[reportReturnType]
     return None
 
 
@@ -94,7 +100,7 @@ class AdaptedLinear(nn.Module):
         base = self.base
         mixed = isinstance(right, Mixture)
         if mixed or not self._is_plain(base):
-            y = base(x)
+            y = run_base(base, x)
             change = right.apply(hidden, len(x)) if mixed else torch.mm(hidden, right)
             return y + change.view(y.shape).to(y.dtype)
         parameters = base._parameters
@@ -109,7 +115,7 @@ class AdaptedLinear(nn.Module):
         """The same without caches and without changes in place, for torch.compile and torch.func."""
         with torch.autocast(x.device.type, enabled=False):
             left, right = adapter.workspace.live_module(self.module)
-        y = self.base(x)
+        y = run_base(self.base, x)
         read = F.dropout(x, self.dropout, self.training) if self.dropout else x
         hidden, right = read.to(dtype) @ left.to(dtype), right.to(dtype)
         if isinstance(right, Mixture):

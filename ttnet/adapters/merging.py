@@ -1,4 +1,4 @@
-"""The weights that a merged adapter puts into its model."""
+"""The weights that a merged adapter puts into its model, and what sharding does not allow."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ttnet.adapters.linear import is_conv1d
+from ttnet.adapters.quantized import is_dense, refusal
 from ttnet.errors import DTypeError, NonFiniteError, StateError
 
 if TYPE_CHECKING:
@@ -26,25 +27,53 @@ def merged_weights(adapter: "TTAdapter") -> dict[str, Tensor]:
         NonFiniteError: A dW that is not finite.
         StateError: No place, or a mixed batch, is selected on a run-time axis.
     """
+    model: nn.Module = adapter.__dict__["model"]
+    if any(is_fully_sharded(module) for module in model.modules()):
+        # Between passes a group may hold whole weights, but what is written into them is lost.
+        raise DTypeError(
+            "merge: the model's weights are sharded by fully_shard; save the adapter, load it on a model "
+            "that is not sharded, and merge it there"
+        )
     new: dict[str, Tensor] = {}
     for name in adapter.layout.modules:
         base = adapter.adapted(name).base
-        weight = base.weight
-        if (
-            not isinstance(weight, Tensor)
-            or not weight.is_floating_point()
-            or type(weight) is not nn.Parameter
-        ):
-            raise DTypeError(
-                f"merge: the weight of {name!r} is quantized or sharded ({type(weight).__name__}, "
-                f"{getattr(weight, 'dtype', None)}); dequantize the model first"
-            )
+        weight = getattr(base, "weight", None)
+        if not is_dense(weight):
+            raise refusal(name, weight)
         delta = adapter.delta(name)
         if not bool(delta.isfinite().all()):
             raise NonFiniteError(f"merge: dW of {name!r} is not finite; train with a lower learning rate")
         wide = torch.promote_types(weight.dtype, delta.dtype)
         new[name] = weight.to(wide).add(delta if is_conv1d(base) else delta.T).to(weight.dtype)
     return new
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` was applied to a module itself."""
+    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+
+
+def trained_parameters(adapter: "TTAdapter") -> tuple[nn.Parameter, ...]:
+    """The cores and the parameters of modules trained whole, each once, frozen ones included."""
+    heads = [parameter for module in adapter._saved_modules().values() for parameter in module.parameters()]
+    return tuple(dict.fromkeys([*adapter.cores.core_parameters(), *heads]))
+
+
+def refuse_sharded(adapter: "TTAdapter", name: str) -> None:
+    """Refuse cores and modules trained whole that `fully_shard` was not told to ignore.
+
+    Args:
+        adapter: The adapter.
+        name: What is refused, for the message.
+
+    Raises:
+        StateError: One of them is a DTensor.
+    """
+    if any(hasattr(parameter, "full_tensor") for parameter in trained_parameters(adapter)):
+        raise StateError(
+            f"{name}: the adapter's own parameters are sharded; call replicas = replicate(adapter) first, "
+            f"and then fully_shard(..., ignored_params=replicas.parameters())"
+        )
 
 
 def check_trainable(adapter: "TTAdapter") -> None:

@@ -12,7 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from ttnet.adapters.adapter import TTAdapter
+from ttnet.adapters.axes import Pattern
 from ttnet.errors import ConfigError, NonFiniteError
+
+
+def check_pattern(pattern: Pattern) -> None:
+    """Refuse a pattern whose inputs have no metric.
+
+    Args:
+        pattern: The pattern of an adapter.
+
+    Raises:
+        ConfigError: It factorizes `in`.
+    """
+    if "in" not in pattern.axes:
+        raise ConfigError(
+            f"input_moments: pattern {pattern.text!r} factorizes 'in', and second moments are no product "
+            "over its factors; cut it plainly"
+        )
 
 
 @torch.no_grad()
@@ -23,7 +40,8 @@ def input_moments(
 
     Args:
         adapter: An attached adapter whose pattern has one `in` axis.
-        batches: What `run` is called with.
+        batches: What `run` is called with. Where a batch is a mapping with an `attention_mask` of the shape
+            (samples, tokens) of the inputs, padding does not count.
         run: A function of a batch that runs the model; its result is not used.
         ridge: Added to the diagonal, relative to its mean, so that directions which the batches do not have
             still count a little.
@@ -40,21 +58,24 @@ def input_moments(
 
             metric = input_moments(adapter, batches, lambda batch: model(**batch))
             adapter.cores.assign(adapter.tensor_train().truncate(Truncation(max_rank=4), metric=metric))
+
+        In a training, `DMRGScheduler(metric=)` cuts by it, and `DMRGCallback(metric="inputs")` collects it.
     """
     layout = adapter.layout
-    if "in" not in layout.pattern.axes:
-        raise ConfigError(
-            f"input_moments: pattern {layout.pattern.text!r} factorizes 'in', and second moments are no "
-            "product over its factors; cut it plainly"
-        )
+    check_pattern(layout.pattern)
     if not isinstance(ridge, int | float) or not ridge >= 0:
         raise ConfigError(f"ridge: expected a number of at least 0, got {ridge!r}")
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
 
+    mask: list[Tensor | None] = [None]
+
     def collect(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001
-            x = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+            x, counted = args[0].detach(), mask[0]
+            if counted is not None and counted.shape == x.shape[:-1]:
+                x = x[counted.to(x.device).bool()]
+            x = x.reshape(-1, x.shape[-1]).float()
             own = (x.T @ x).double()
             sums[name] = sums[name] + own if name in sums else own
             rows[name] = rows.get(name, 0) + len(x)
@@ -64,6 +85,7 @@ def input_moments(
     handles = [adapter.adapted(name).register_forward_pre_hook(collect(name)) for name in layout.modules]
     try:
         for batch in batches:
+            mask[0] = batch.get("attention_mask") if hasattr(batch, "get") else None
             run(batch)
     finally:
         for handle in handles:

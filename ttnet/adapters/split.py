@@ -102,51 +102,84 @@ def _read(name: str, value: Any) -> Split:
     )
 
 
-def known_splits(model: nn.Module) -> Splits:
-    """The fused modules of the families that are known: GPT-2, GPT-NeoX, Bloom, Falcon and Phi-3.
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "attention.self.in_proj")
+_QUERY_KEY_VALUE = ("query", "key", "value")
+_BESIDE = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "phi3", "modernbert", "mpt")
+_BY_HEAD = ("gpt_neox", "gpt_neox_japanese", "bloom", "deberta", "persimmon")
+
+
+def known_splits(model: nn.Module, names: Sequence[str]) -> Splits:
+    """The splits of the fused modules among some modules, by the model's configuration.
+
+    A name does not tell whether the parts lie beside each other or alternate head by head, so the family
+    must be known: GPT-2, GPT-NeoX, Bloom, Falcon, GPT-BigCode, CodeGen, MPT, DeBERTa, ModernBERT, Persimmon
+    and Phi-3. A `gate_up_proj` is the same everywhere.
 
     Args:
         model: A model of transformers; read is its configuration.
+        names: Names of the modules that are adapted.
 
     Returns:
-        A split by suffix; empty where the family is not known.
+        A split by suffix; empty where nothing is fused.
 
     Raises:
-        ConfigError: The model has no configuration.
+        ConfigError: A fused module in a family that is not known, or a model without configuration.
     """
     config: Any = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
-    if kind is None:
+    found: dict[str, Split] = {"gate_up_proj": Split(parts=("gate", "up"))}
+    if kind == "modernbert":
+        found["mlp.Wi"] = Split(parts=("input", "gate"))
+    attention = _attention_split(kind, config)
+    if attention is not None:
+        found |= dict.fromkeys(_FUSED, attention)
+    if kind in ("gpt2", "decision_transformer", "imagegpt", "gpt_bigcode"):
+        found["crossattention.c_attn"] = Split(parts=("key", "value"))
+    fused = [name for name in names if _find(_FUSED, name)]
+    if fused and attention is None:
+        suffix = fused[0].rpartition(".")[2]
+        family = f"models of type {kind!r}" if kind else f"{type(model).__name__}, which has no configuration"
+        raise ConfigError(
+            f"split: how query, key and value lie in {suffix!r} is not known for {family}; give split="
+            f"{{{suffix!r}: ('query', 'key', 'value')}}, or a Split where they alternate or differ in width"
+        )
+    if kind is None and not any(_find(tuple(found), name) for name in names):
         raise ConfigError(
             f"split: 'auto' reads the configuration of a model of transformers, {type(model).__name__} has "
-            "none; "
-            "give a Split by name"
+            "none; give a Split by name"
         )
-    parts = ("query", "key", "value")
-    heads = getattr(config, "num_attention_heads", None) or getattr(config, "n_head", None) or 1
-    pairs = getattr(config, "num_key_value_heads", None) or heads
-    if kind == "gpt2":
-        return {"c_attn": Split(parts=parts), "crossattention.c_attn": Split(parts=("key", "value"))}
-    if kind in ("gpt_neox", "gpt_neox_japanese", "bloom"):
-        return {"query_key_value": Split(parts=parts, groups=heads)}
-    if kind == "falcon":
-        if getattr(config, "new_decoder_architecture", False):
-            groups = getattr(config, "num_kv_heads", None) or heads
-            return {"query_key_value": Split(parts=parts, groups=groups, sizes=(heads // groups, 1, 1))}
+    used = {_find(tuple(found), name) for name in names}
+    return {suffix: split for suffix, split in found.items() if suffix in used}
+
+
+def _attention_split(kind: str | None, config: Any) -> Split | None:
+    """How query, key and value lie in a fused module of a family; None where it is not known."""
+    parts = _QUERY_KEY_VALUE
+    heads = getattr(config, "num_attention_heads", None) or 1
+    if kind in _BESIDE:
+        pairs = getattr(config, "num_key_value_heads", None) or heads
+        return Split(parts=parts, sizes=(heads, pairs, pairs))
+    if kind in _BY_HEAD:
+        return Split(parts=parts, groups=heads)
+    if kind == "codegen":
+        return Split(parts=("query", "value", "key"), groups=4)
+    if kind == "falcon" and getattr(config, "new_decoder_architecture", False):
+        groups = getattr(config, "num_kv_heads", None) or heads
+        return Split(parts=parts, groups=groups, sizes=(heads // groups, 1, 1))
+    if kind in ("falcon", "gpt_bigcode"):
         if getattr(config, "multi_query", False):
-            return {"query_key_value": Split(parts=parts, sizes=(heads, 1, 1))}
-        return {"query_key_value": Split(parts=parts, groups=heads)}
-    if kind == "phi3":
-        return {
-            "qkv_proj": Split(parts=parts, sizes=(heads, pairs, pairs)),
-            "gate_up_proj": Split(parts=("gate", "up")),
-        }
-    return {}
+            return Split(parts=parts, sizes=(heads, 1, 1))
+        return Split(parts=parts, groups=heads)
+    return None
 
 
 def find_split(splits: Splits, name: str) -> Split | None:
     """The split of a module by the suffix of its name, the longest suffix first."""
-    for suffix in sorted(splits, key=len, reverse=True):
-        if name == suffix or name.endswith(f".{suffix}"):
-            return splits[suffix]
-    return None
+    suffix = _find(tuple(splits), name)
+    return None if suffix is None else splits[suffix]
+
+
+def _find(suffixes: Sequence[str], name: str) -> str | None:
+    """The longest of the suffixes that the name of a module has."""
+    found = [suffix for suffix in suffixes if name == suffix or name.endswith(f".{suffix}")]
+    return max(found, key=len) if found else None

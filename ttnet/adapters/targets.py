@@ -8,25 +8,45 @@ from torch import nn
 
 from ttnet.adapters.axes import Label
 from ttnet.adapters.config import TTAdapterConfig
-from ttnet.adapters.coordinates import Coordinates, coordinates, layer_lists
+from ttnet.adapters.coordinates import Coordinates, coordinates, layer_lists, model_coordinates
 from ttnet.adapters.linear import linear_widths
 from ttnet.adapters.split import find_split, known_splits
 from ttnet.adapters.structure import Site
 from ttnet.errors import ConfigError
 
-HEADS = ("classifier", "score", "classification_head", "pre_classifier", "qa_outputs")
+HEADS = (
+    "classifier",
+    "score",
+    "classification_head",
+    "pre_classifier",
+    "qa_outputs",
+    "logits_proj",
+    "cls_classifier",
+    "distillation_classifier",
+)
 """Names of the modules that a task adds to a pretrained model."""
+
+_PLAIN_HEADS = ("head", "heads.head", "head.fc")
+_BESIDE_HEADS = ("pooler", "projector")
+"""What the model of a task puts between the pretrained model and its head, at its own root."""
 
 QUERY_VALUE = (
     ("query", "value"),
     ("q_proj", "v_proj"),
-    ("attn.q", "attn.v"),
+    ("query_proj", "value_proj"),
+    ("q", "v"),
     ("q_lin", "v_lin"),
-    ("SelfAttention.q", "SelfAttention.v"),
+    ("q_head", "v_head"),
+    ("q_proj", "kv_b_proj"),
+    ("q_b_proj", "kv_b_proj"),
     ("c_attn",),
     ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("qkv",),
+    ("attention.self.in_proj",),
 )
-"""What query and value are called in the families of models."""
+"""What query and value are called in the families of models; where they are fused, the module of both."""
 
 Names = str | Sequence[str]
 
@@ -54,8 +74,21 @@ def find_saved_modules(model: nn.Module, names: Sequence[str] | None) -> tuple[s
             children = [name for name, _ in model.named_modules() if name]
             raise ConfigError(f"modules_to_save: no module is called {suffix!r}; {_close(suffix, children)}")
         found += matching
+    if names is None:
+        found += _plain_heads(model)
+        found += [name for name, _ in model.named_children() if found and name in _BESIDE_HEADS]
+        found = [name for name in found if any(True for _ in model.get_submodule(name).parameters())]
     found = list(dict.fromkeys(found))
     return tuple(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+
+
+def _plain_heads(model: nn.Module) -> list[str]:
+    """The linear head of a model as in timm and torchvision, unless an embedding shares its weight."""
+    if hasattr(getattr(model, "config", None), "model_type"):
+        return []  # in transformers it is a part of the pretrained model
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    modules = {name: module for name, module in model.named_modules() if name in _PLAIN_HEADS}
+    return [name for name, m in modules.items() if linear_widths(m) and id(m.weight) not in tied]
 
 
 def find_sites(
@@ -76,7 +109,11 @@ def find_sites(
         ConfigError: A target that matches nothing, or options that leave nothing.
     """
     lists = config.layers_pattern
-    by_name = coordinates if lists is None else layer_lists((lists,) if isinstance(lists, str) else lists)
+    by_name = (
+        model_coordinates(model)
+        if lists is None
+        else layer_lists((lists,) if isinstance(lists, str) else lists)
+    )
     linear = {
         name: module
         for name, module in model.named_modules()
@@ -106,7 +143,7 @@ def find_sites(
                 f"layers_to_transform: no target in layers {missing}; there are layers {present}"
             )
         chosen = [name for name in chosen if labels[name].get("layer") in wanted]
-    splits = known_splits(model) if config.split == "auto" else config.split or {}
+    splits = known_splits(model, chosen) if config.split == "auto" else config.split or {}
     sites: list[Site] = []
     for name in chosen:
         rows, columns = linear_widths(linear[name]) or (0, 0)
@@ -133,11 +170,14 @@ def _targets(model: nn.Module, targets: Names | None, names: list[str], layered:
         return layered or names
     if targets is None:
         for group in QUERY_VALUE:
-            matches = [_matching((suffix,), names) for suffix in group]
+            matches = [_matching((suffix,), layered or names) for suffix in group]
             if all(matches):
                 return [name for name in names if any(name in match for match in matches)]
+        reason = "query and value are called otherwise here"
+        if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+            reason = "nn.MultiheadAttention holds query and value in one parameter and calls no linear module"
         raise ConfigError(
-            f"target_modules: query and value are called otherwise here; name them, {_close('', names)}"
+            f"target_modules: {reason}; name other modules, or 'all-linear'; {_close('', layered or names)}"
         )
     if isinstance(targets, str):
         chosen = _matching(targets, names)
@@ -155,6 +195,12 @@ def _targets(model: nn.Module, targets: Names | None, names: list[str], layered:
             raise ConfigError(
                 f"target_modules: {target!r} is {', '.join(sorted(others))} here, or trained whole; "
                 f"adapters adapt Linear and Conv1D; {_close(target, names)}"
+            )
+        shapes = {tuple(p.shape) for name, p in model.named_parameters() if _has_suffix(name, target)}
+        if shapes:
+            raise ConfigError(
+                f"target_modules: {target!r} is no module here but a parameter of shape {min(shapes)}, as "
+                f"experts are; adapters adapt Linear and Conv1D; {_close(target, names)}"
             )
         raise ConfigError(f"target_modules: no module is called {target!r}; {_close(target, names)}")
     return _matching(targets, names)

@@ -4,7 +4,8 @@ Under grad the factors are built at every forward pass of the model, since their
 once; otherwise they are kept until a core changes.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,23 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or _functorch_level() is not None
 
 
+def _warn_of_uncalled(modules: Sequence[str], called: Collection[int]) -> None:
+    """Warn of an adapted module that is passed over while others of the same parent are called."""
+    parents = {modules[k].rpartition(".")[0] for k in called}
+    missed = []
+    for k, name in enumerate(modules):
+        parent, _, own = name.rpartition(".")
+        if k not in called and parent in parents and not own.isdigit():  # of a list, a batch may skip items
+            missed.append(name)
+    if missed:
+        warnings.warn(
+            f"model: {missed[0]!r} is adapted, but the model does not call it; it reads the weight past the "
+            "adapter, which has no effect there. Leave it out with "
+            f"exclude_modules={sorted({name.rpartition('.')[2] for name in missed})}",
+            stacklevel=2,
+        )
+
+
 class Workspace:
     """The transient state of one adapter.
 
@@ -46,6 +64,7 @@ class Workspace:
         self.scale = scale
         self.chosen: dict[str, Any] = {}  # places on run-time axes, as the user gave them
         self._selection: Selection | None = None
+        self.choose({})  # now: a trace inside a checkpoint may not set what it finds unset
         self._forget()
 
     def choose(self, chosen: Mapping[str, Any]) -> None:
@@ -70,8 +89,9 @@ class Workspace:
 
     def adopt(self, layout: Layout) -> None:
         """Go on with a layout whose run-time axes have more places."""
-        self.layout, self._selection = layout, None
+        self.layout = layout
         layout.prepare()
+        self.choose({})
         self._forget()
 
     def _forget(self) -> None:
@@ -83,6 +103,7 @@ class Workspace:
         self._cached: tuple[Hashable, _Cast] | None = None
         self._held: tuple[Tensor, int, Tensor, object, tuple[bool, float], Tensor, Tensor] | None = None
         self._draining = -1
+        self._called: set[int] | None = set()  # the modules seen in the first forward pass with grad
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the model shares neither graphs nor activations with it.
@@ -104,9 +125,16 @@ class Workspace:
             self._current = self._cache()
         self.inside = True
 
-    def end(self) -> None:
-        """It has ended, well or badly."""
+    def end(self, *, completed: bool = True) -> None:
+        """It has ended, well or badly.
+
+        Args:
+            completed: Whether well.
+        """
         self.inside = False
+        if self.tracked and completed and self._called:
+            _warn_of_uncalled(list(self.layout.modules), self._called)
+            self._called = None
         self._held = self._current = None
         if not self._checkpointed:
             self._replayed = None
@@ -118,6 +146,8 @@ class Workspace:
             StateError: The matrix runs without grad inside a forward pass that has it.
         """
         grad = torch.is_grad_enabled()
+        if self._called is not None:
+            self._called.add(module)
         if self.inside and self._current is not None:
             if self.tracked and not grad:
                 raise StateError(

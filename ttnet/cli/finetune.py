@@ -58,8 +58,19 @@ def finetune(
     patience: Annotated[int, _option("Adaptive ranks: epochs between two cuts.", ADAPTER)] = 1,
     rank_warmup: Annotated[int, _option("Adaptive ranks: epochs before the first sweep.", ADAPTER)] = 1,
     dmrg_mode: Annotated[
-        str, _option("truncate (proper rounding) or paper (its literal sweep).", ADAPTER)
+        str,
+        _option(
+            "truncate (proper rounding), paper (its literal sweep) or two-site (sweeps that optimize).",
+            ADAPTER,
+        ),
     ] = "truncate",
+    cut: Annotated[
+        str, _option("What a cut keeps: plain (dW) or inputs (x dW, on training data).", ADAPTER)
+    ] = "plain",
+    held_batches: Annotated[
+        int | None,
+        _option("Training batches that a two-site sweep or `--cut inputs` looks at; 8.", ADAPTER),
+    ] = None,
     state: Annotated[str, _option("Moments at a sweep: transport or reset.", ADAPTER)] = "transport",
     gauge: Annotated[
         str | None, _option("After a sweep: nearest (the default), canonical or balanced.", ADAPTER)
@@ -147,6 +158,8 @@ def finetune(
         patience=patience,
         rank_warmup=rank_warmup,
         dmrg_mode=dmrg_mode,
+        cut=cut,
+        held_batches=held_batches,
         state=state,
         gauge=gauge,
         alpha=alpha,

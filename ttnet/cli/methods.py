@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ttnet.adapters import MetaTT, TTAdapterConfig, attach
+from ttnet.adapters.axes import parse_pattern
+from ttnet.adapters.moments import check_pattern
 from ttnet.cli.history import Record
 from ttnet.cli.models import head_names, target_modules
 from ttnet.cli.options import FinetuneOptions
 from ttnet.cli.training import count_parameters
+from ttnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from ttnet.adapters import TTAdapter
@@ -77,9 +80,9 @@ def adapter_config(options: FinetuneOptions, head: tuple[str, ...] = ()) -> TTAd
     Raises:
         PatternError: The pattern cannot be read.
         RankError: A rank is impossible.
-        ConfigError: Another value is impossible.
+        ConfigError: Another value is impossible, or `--cut inputs` where the pattern factorizes `in`.
     """
-    return MetaTT(
+    config = MetaTT(
         options.pattern,
         rank=options.starting_rank,
         alpha=options.alpha,
@@ -88,6 +91,12 @@ def adapter_config(options: FinetuneOptions, head: tuple[str, ...] = ()) -> TTAd
         modules_to_save=head,
         seed=options.seed,
     )
+    if options.cut == "inputs":
+        try:
+            check_pattern(parse_pattern(config.pattern))
+        except ConfigError as error:
+            raise ConfigError(f"--cut inputs: {str(error).partition(': ')[2]}") from None
+    return config
 
 
 def adapt(model: nn.Module, options: FinetuneOptions) -> Adapted:

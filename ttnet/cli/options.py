@@ -10,7 +10,8 @@ from ttnet.errors import ConfigError, FormatError, RankError
 Rank = int | tuple[int, ...]
 METHODS = ("tt", "lora", "classifier")
 LEARNING_RATES = {"tt": 2e-2, "lora": 5e-3, "classifier": 5e-3}
-DMRG_MODES = ("truncate", "paper")
+DMRG_MODES = ("truncate", "paper", "two-site")
+CUTS = ("plain", "inputs")
 STATES = ("transport", "reset")
 GAUGES = ("nearest", "canonical", "balanced")
 DTYPES = ("auto", "float32", "bf16", "fp16")
@@ -22,6 +23,10 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 FREE_ON_RESUME = frozenset(
     {"output", "resume", "overwrite", "quiet", "threads", "report_to", "compare_classifier"}
 )
+
+
+# Options that came after the first version.
+LATER = frozenset({"cut", "held_batches"})
 
 
 def parse_rank(text: str, argument: str = "--rank") -> Rank:
@@ -118,6 +123,8 @@ class FinetuneOptions:
     patience: int = 1
     rank_warmup: int = 1
     dmrg_mode: str = "truncate"
+    cut: str = "plain"
+    held_batches: int | None = None
     state: str = "transport"
     gauge: str | None = None
     alpha: float = 1.0
@@ -153,6 +160,7 @@ class FinetuneOptions:
         self._check_choices()
         self._check_numbers()
         self._check_ranks()
+        self._check_sweeps()
         files = [self.train_file, self.dev_file, self.test_file]
         if self.task is None and self.train_file is None:
             raise ConfigError("no data named: give --task NAME, or --train-file FILE with --text-columns")
@@ -175,6 +183,7 @@ class FinetuneOptions:
         for name, choices in (
             ("method", METHODS),
             ("dmrg_mode", DMRG_MODES),
+            ("cut", CUTS),
             ("state", STATES),
             ("gauge", GAUGES),
             ("dtype", DTYPES),
@@ -189,7 +198,7 @@ class FinetuneOptions:
     def _check_numbers(self) -> None:
         whole = ("epochs", "batch_size", "gradient_accumulation", "max_length", "keep_checkpoints")
         adaptive = ("min_rank", "max_cut", "patience")
-        optional = ("train_samples", "threads", "save_steps", "max_parameters")
+        optional = ("train_samples", "threads", "save_steps", "max_parameters", "held_batches")
         for name in (*whole, *adaptive, *optional):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -239,6 +248,33 @@ class FinetuneOptions:
             raise ConfigError(
                 f"--ranks sweeps after {late[0]} completed epochs, but --epochs {self.epochs} ends there; "
                 "use a smaller key or more epochs"
+            )
+
+    def _check_sweeps(self) -> None:
+        asked = [
+            name
+            for name, is_asked in (
+                ("--dmrg-mode two-site", self.dmrg_mode == "two-site"),
+                ("--cut inputs", self.cut == "inputs"),
+            )
+            if is_asked
+        ]
+        if asked and self.method != "tt":
+            raise ConfigError(
+                f"{asked[0]} needs --method tt, got --method {self.method}, which has no sweeps"
+            )
+        if asked and self.ranks is None and not self.adaptive:
+            raise ConfigError(
+                f"{asked[0]}: nothing is swept, since the rank stays; give --ranks, --max-parameters, "
+                "--max-error or --max-loss-increase"
+            )
+        if self.cut == "inputs" and self.dmrg_mode != "truncate":
+            raise ConfigError(
+                f"--cut inputs: --dmrg-mode {self.dmrg_mode} does not cut in a norm; use --dmrg-mode truncate"
+            )
+        if self.held_batches is not None and not asked:
+            raise ConfigError(
+                "--held-batches: no sweep looks at training data; give --cut inputs or --dmrg-mode two-site"
             )
 
     @property
@@ -302,6 +338,9 @@ def check_same(options: FinetuneOptions, stored: Path) -> None:
     except (OSError, ValueError) as error:
         raise FormatError(f"{stored} cannot be read ({error}); start again with --overwrite") from None
     now = options.to_json()
+    # Options that the version of the run did not know yet had their defaults.
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    before = {name: defaults[name] for name in now if name in LATER} | before
     changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != before.get(name)]
     if changed:
         shown = ", ".join(f"{argument(name)} was {before.get(name)!r}, is {now[name]!r}" for name in changed)

@@ -145,7 +145,12 @@ def show_sweep(sweep: Record) -> str:
         A few words.
     """
     before, after = show_ranks(sweep["ranks_before"]), show_ranks(sweep["ranks_after"])
-    return f"(swept {before} -> {after}, relative error {sweep['relative_error']:.1e})"
+    if sweep["loss_untruncated"] is not None:
+        change = f"optimized, loss {sweep['loss_before']:.4f} -> {sweep['loss_after']:.4f}"
+    else:
+        of = " of x dW" if sweep["norm"] == "metric" else ""
+        change = f"relative error{of} {sweep['relative_error']:.1e}"
+    return f"(swept {before} -> {after}, {change})"
 
 
 def shown(value: float | None) -> str:

@@ -118,6 +118,10 @@ def print_result(console: Console, result: Record, output: Path) -> None:
     table.add_row("seconds", *(f"{column['seconds']:.0f}" for column in columns))
     console.print(table)
     console.print(_summary(result), soft_wrap=True)
+    sweeps = result.get("sweeps")
+    if sweeps:
+        cut = f", cut {sweeps['cut']}" if sweeps["cut"] else ""
+        console.print(f"sweeps {sweeps['mode']}{cut}", soft_wrap=True, highlight=False)
     for note in result["notes"]:
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
     console.print(f"written to {output}", soft_wrap=True, highlight=False)

@@ -235,6 +235,7 @@ def _result(
         "adapter_parameters": described["parameters"]["adapter"],
         "head_parameters": described["parameters"]["head"],
         "ranks": described["ranks"],
+        "sweeps": _sweeps(options),
         "best_step": best,
         "seconds": history.seconds,
         "seconds_scoring": time.perf_counter() - started,
@@ -245,6 +246,13 @@ def _result(
         **surroundings(),
         "options": options.to_json(),
     }
+
+
+def _sweeps(options: FinetuneOptions) -> Record | None:
+    """How the ranks were changed; None where they stayed."""
+    if options.ranks is None and not options.adaptive:
+        return None
+    return {"mode": options.dmrg_mode, "cut": options.cut if options.dmrg_mode == "truncate" else None}
 
 
 def _predict(trainer: Trainer, task: Task, documents: list[Features], split: str) -> dict[str, float]:

@@ -52,6 +52,10 @@ def sweep_callback(
     else:
         return None
     extra: dict[str, Any] = {}
+    if options.held_batches is not None:
+        extra["held_batches"] = options.held_batches
+    if options.cut == "inputs":
+        extra["metric"] = "inputs"
     if options.max_loss_increase is not None:
         extra["problem"] = held_loss(adapter, options, documents, collate)
     return DMRGCallback(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from transformers import TrainingArguments
 from ttnet.errors import ConfigError
 
 
-def train_batches(loader: DataLoader[Any], args: TrainingArguments) -> Iterator[Any]:
+def train_batches(
+    loader: DataLoader[Any], args: TrainingArguments, argument: Literal["problem", "metric"] = "problem"
+) -> Iterator[Any]:
     """Batches of a dataloader's data in a random order of their own, without end.
 
     The loader itself is not iterated, since Trainer and accelerate count what it has given.
@@ -20,6 +22,7 @@ def train_batches(loader: DataLoader[Any], args: TrainingArguments) -> Iterator[
     Args:
         loader: The dataloader; its dataset, its collate function and nothing else are used.
         args: Arguments of the Trainer: batch size and device.
+        argument: What needs the batches, for messages.
 
     Yields:
         Collated batches, on the device.
@@ -30,9 +33,14 @@ def train_batches(loader: DataLoader[Any], args: TrainingArguments) -> Iterator[
     dataset: Any = loader.dataset
     count = len(dataset) if hasattr(dataset, "__len__") else 0
     if not count:
+        wishes = {
+            "problem": ("a loss", "BatchLoss(loss, batches)"),
+            "metric": ("matrices", "lambda: input_moments(adapter, batches, run)"),
+        }
+        wish, remedy = wishes[argument]
         raise ConfigError(
-            "problem: expected a loss, since batches cannot be drawn from a training dataset without a "
-            "length; pass DMRGCallback(..., problem=BatchLoss(loss, batches))"
+            f"{argument}: expected {wish}, since batches cannot be drawn from a training dataset without a "
+            f"length; pass DMRGCallback(..., {argument}={remedy})"
         )
     size = min(args.per_device_train_batch_size, count)
     while True:

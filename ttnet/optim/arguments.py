@@ -95,7 +95,7 @@ def check_optimizer(optimizer: Optimizer, named: Mapping[str, TTParameter]) -> N
         )
 
 
-def check_options(mode: str, state: str, gauge: str | None, two_site: object) -> None:
+def check_options(mode: str, state: str, gauge: str | None, two_site: object, metric: object = None) -> None:
     """Refuse options that a scheduler does not have.
 
     Raises:
@@ -112,6 +112,10 @@ def check_options(mode: str, state: str, gauge: str | None, two_site: object) ->
     if mode == "paper" and gauge not in (None, "canonical"):
         raise ConfigError(
             f"gauge: mode 'paper' ends in the gauge 'canonical', got {gauge!r}; use mode='truncate'"
+        )
+    if metric is not None and mode != "truncate":
+        raise ConfigError(
+            f"metric: expected None, since mode {mode!r} does not cut in a norm; use mode='truncate'"
         )
     if two_site is not None and mode != "two-site":
         raise ConfigError(f"two_site: expected None, since mode is {mode!r}; use mode='two-site'")

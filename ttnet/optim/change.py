@@ -16,6 +16,7 @@ from ttnet.gauge import GaugeMaps, spectra
 from ttnet.optim.alignment import aligned, interface_maps
 from ttnet.optim.cuts import Cut, Gauge, grow, paper_cut, rounding_cut
 from ttnet.optim.distributed import agree, average
+from ttnet.optim.norms import Norm
 from ttnet.optim.problems.problem import Problem
 from ttnet.optim.ranks import AdaptiveRanks
 from ttnet.optim.result import SweepReport
@@ -28,7 +29,7 @@ from ttnet.rounding import distance
 Mode = Literal["truncate", "paper", "two-site"]
 
 Measure = Callable[[Cores, Cores], Mapping[str, float]]
-"""Relative errors by name, of the cores after against those before."""
+"""Relative Frobenius errors by name, of the cores after against those before (both weighted by a metric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Sweep:
         seed: Seed of new directions, different for each train.
         epoch: Completed epochs.
         subject: The loss; it is told of each change, so that later trains see earlier ones.
+        norms: In which norm each train is cut, by name.
     """
 
     mode: Mode
@@ -67,6 +69,7 @@ class Sweep:
     seed: Mapping[str, int]
     epoch: int
     subject: Subject
+    norms: Mapping[str, Norm]
 
     def to_targets(self, train: SweptTrain, targets: tuple[int, ...]) -> Change:
         """Bring one train to scheduled ranks.
@@ -172,9 +175,10 @@ class Sweep:
     def _cut(self, train: SweptTrain, cores: Cores, targets: tuple[int, ...]) -> list[Cut]:
         """The cuts that lead to the targets: down first, then up."""
         down = tuple(min(a, b) for a, b in zip(ranks_of(cores)[1:-1], targets, strict=True))
-        first = (
-            paper_cut(cores, down) if self.mode == "paper" else rounding_cut(cores, down, gauge=self.gauge)
-        )
+        if self.mode == "paper":
+            first = paper_cut(cores, down)
+        else:
+            first = rounding_cut(cores, down, gauge=self.gauge, norm=self.norms[train.name])
         if ranks_of(first.cores)[1:-1] == targets:
             return [first]
         return [first, grow(first.cores, targets, generator=self._generator(train))]
@@ -191,13 +195,14 @@ class Sweep:
         report: SweepReport | None = None,
     ) -> Change:
         """Tell the others of a change, and report it: a cut of `before`, an optimizing sweep, or both."""
-        cores = steps[-1].cores
+        cores, norm = steps[-1].cores, self.norms[train.name]
         self.subject.change(train.name, cores)
         report = report or SweepReport(
             ranks_before=(),
             ranks_after=(),
             discarded_weight=(0.0,) * (len(cores) - 1),
-            spectra=_values(before),
+            spectra=_values(norm.weighted(before)),
+            norm=norm.name,
             loss_before=loss,
             seconds=0.0,
         )
@@ -205,11 +210,12 @@ class Sweep:
             weights = zip(report.discarded_weight, cut.discarded_weight, strict=True)
             loss_after = self.subject.loss()
             measure = self._measure_of(train)
+            pair = norm.weighted(before), norm.weighted(cores)
             report = replace(
                 report,
                 discarded_weight=tuple(a + b for a, b in weights),
-                relative_error=_relative_distance(before, cores),
-                matrix_errors=dict(measure(before, cores)) if measure else {},
+                relative_error=_relative_distance(*pair),
+                matrix_errors=dict(measure(*pair)) if measure else {},
                 loss_after=loss_after if self.mode != "two-site" else average(loss_after),
             )
         report = replace(
@@ -229,28 +235,36 @@ class Sweep:
         start = None if rule.max_loss_increase is None else self.subject.loss()
 
         def accept(targets: tuple[tuple[int, ...], ...]) -> bool:
-            cuts = {n: rounding_cut(cores[n], ranks).cores for n, ranks in zip(names, targets, strict=True)}
+            # All processes try the same ranks, so that a loss may gather the weights of a sharded model.
+            cuts = {
+                n: rounding_cut(cores[n], ranks, norm=self.norms[n]).cores
+                for n, ranks in zip(names, targets, strict=True)
+            }
             if rule.max_error is not None:
                 errors = [self._error(train, cores[train.name], cuts[train.name]) for train in group]
-                if max(errors) > rule.max_error:
+                if agree(max(errors) > rule.max_error):
                     return False
             if rule.max_loss_increase is None or start is None:
                 return True
             loss = self.subject.loss(cuts)
-            return loss is not None and loss <= start + rule.max_loss_increase * abs(start)
+            return agree(loss is not None and loss <= start + rule.max_loss_increase * abs(start))
 
-        values = [
-            [_pad(s, core.shape[2]) for s, core in zip(spectra(cores[n]), cores[n], strict=False)]
-            for n in names
-        ]
+        values = agree(
+            [
+                [
+                    _pad(s, core.shape[2]).cpu()
+                    for s, core in zip(spectra(self.norms[n].weighted(cores[n])), cores[n], strict=False)
+                ]
+                for n in names
+            ]
+        )
         shapes = [train.parameter.shape for train in group]
         return dict(zip(names, rule.joint_targets(values, shapes, accept), strict=True))
 
     def _error(self, train: SweptTrain, before: Cores, after: Cores) -> float:
-        measure = self._measure_of(train)
-        if measure:
-            return max(measure(before, after).values(), default=0.0)
-        return _relative_distance(before, after)
+        measure, norm = self._measure_of(train), self.norms[train.name]
+        pair = norm.weighted(before), norm.weighted(after)
+        return max(measure(*pair).values(), default=0.0) if measure else _relative_distance(*pair)
 
     def _measure_of(self, train: SweptTrain) -> Measure | None:
         return self.measure.get(train.name) if isinstance(self.measure, Mapping) else self.measure

@@ -16,6 +16,7 @@ from ttnet import linalg
 from ttnet._typing import Cores, CoresLike
 from ttnet.cores import absorb_right, left_unfold, ranks_of, right_unfold
 from ttnet.gauge import GaugeMaps, left_triangles
+from ttnet.optim.norms import Norm
 from ttnet.truncation import tail_weights
 
 Gauge = Literal["nearest", "canonical", "balanced"]
@@ -36,12 +37,15 @@ class Cut:
     discarded_weight: tuple[float, ...]
 
 
-def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "nearest") -> Cut:
+def rounding_cut(
+    cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "nearest", norm: Norm | None = None
+) -> Cut:
     """Cut a train to `ranks` by TT rounding, into a gauge of choice: the tensor of `ttnet.rounding.truncate`.
 
     With R the triangle of the left interface and L that of the right one (already cut further right), the SVD
     R L = U S V^H of a bond gives the projector left @ right = (L V S^-1/2) (S^-1/2 U^H R), up to a change of
-    gauge T between the two factors.
+    gauge T between the two factors. In the norm of a metric, R and L are those of the weighted train, and the
+    maps, which act on bonds alone, are applied to the train itself.
 
     Args:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
@@ -50,10 +54,13 @@ def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "near
             one. A bond stays below its target only where its old left sides are not so many: see `grow`.
         gauge: "nearest" keeps the scales of the old cores: a bond that is not cut is not touched, and the two
             factors of a cut bond have equal Gram matrices and lie nearest to the identity. "balanced" gives
-            both sides the root of the singular values. "canonical" puts the center on core 0.
+            both sides the root of the singular values. "canonical" puts the center on core 0. Both are those
+            of the new train in the Frobenius norm, whatever the norm of the cut.
+        norm: In which errors are measured, by default Frobenius. What a semidefinite metric does not see may
+            go with what is cut; a metric that sees nothing of the train at all is left aside.
 
     Returns:
-        The cut. Its error is the root of the summed discarded weights.
+        The cut. Its error in the norm is the root of the summed discarded weights.
 
     References:
         Schollwoeck, Ann. Phys. 326, 96 (2011), section 4; Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011).
@@ -63,26 +70,50 @@ def rounding_cut(cores: CoresLike, ranks: Sequence[int], *, gauge: Gauge = "near
     if _is_zero(work, triangles):
         return slice_cut(cores, ranks)
     resolution = 4 * torch.finfo(cores[0].dtype).eps
-    bonds = len(triangles)
+    plain = _Seen(cores=work, triangles=triangles, resolution=resolution)
+    seen = plain
+    if norm is not None and norm.roots is not None:
+        weighted = norm.weighted(work)
+        seen = _Seen(cores=weighted, triangles=left_triangles(weighted), resolution=resolution)
+        seen = plain if _is_zero(seen.cores, seen.triangles) else seen
+    maps, weights = _round(plain, seen, ranks, gauge)
+    if seen is not plain and gauge != "nearest":
+        cut = maps.apply(work)
+        plain = _Seen(cores=cut, triangles=left_triangles(cut), resolution=resolution)
+        maps = maps.then(_round(plain, plain, ranks_of(cut)[1:-1], gauge)[0])
+    return Cut(cores=_like(maps.apply(work), cores), maps=maps, discarded_weight=tuple(weights))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """A train in double precision as a norm sees it: its cores, and the R of its left interfaces."""
+
+    cores: CoresLike
+    triangles: Sequence[Tensor]
+    resolution: float
+
+
+def _round(plain: _Seen, seen: _Seen, ranks: Sequence[int], gauge: Gauge) -> tuple[GaugeMaps, list[float]]:
+    """The maps that cut a train, whose errors are those of `seen`, and the discarded weights."""
+    work, bonds = plain.cores, len(plain.triangles)
     left, right, weights = [work[0]] * bonds, [work[0]] * bonds, [0.0] * bonds
     carry = work[0].new_ones(1, 1)
     for k in range(bonds - 1, -1, -1):
-        lower = linalg.positive_lq(right_unfold(absorb_right(work[k + 1], carry)))[0]
+        lower = linalg.positive_lq(right_unfold(absorb_right(seen.cores[k + 1], carry)))[0]
         rank = work[k].shape[2]
         if ranks[k] == rank and gauge == "nearest":
             left[k] = right[k] = _eye(rank, rank, work[k])
             carry = lower
             continue
-        u, s, vh = linalg.svd(triangles[k] @ lower)
-        filled = min(ranks[k], max(1, int((s > resolution * s[0]).sum())))
+        u, s, vh = linalg.svd(seen.triangles[k] @ lower)
+        filled = min(ranks[k], max(1, int((s > seen.resolution * s[0]).sum())))
         weights[k] = float(tail_weights(s)[filled])
         u, s, vh = u[:, :filled], s[:filled], vh[:filled]
         carry = lower @ vh.mH
         root = s.sqrt()
-        pair = carry / root, (u / root).mH @ triangles[k]
-        left[k], right[k] = _fill(*_in_gauge(*pair, root, gauge), ranks[k], triangles[k])
-    maps = GaugeMaps(left=tuple(left), right=tuple(right))
-    return Cut(cores=_like(maps.apply(work), cores), maps=maps, discarded_weight=tuple(weights))
+        pair = carry / root, (u / root).mH @ seen.triangles[k]
+        left[k], right[k] = _fill(*_in_gauge(*pair, root, gauge), ranks[k], plain.triangles[k])
+    return GaugeMaps(left=tuple(left), right=tuple(right)), weights
 
 
 def paper_cut(cores: CoresLike, ranks: Sequence[int]) -> Cut:

@@ -23,12 +23,20 @@ def agree(value: _T) -> _T:
     return box[0]
 
 
+def gather(value: _T) -> list[_T]:
+    """The value of each process, in the order of their ranks; of the only one where there is one."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def average(value: float | None) -> float | None:
     """The mean over all processes of a value that each of them has."""
     if not is_distributed() or value is None:
         return value
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values = gather(value)
     return sum(values) / len(values)
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+from ttnet.optim.norms import NormName
 from ttnet.tensor_train import TensorTrain
 
 
@@ -19,9 +20,11 @@ class SweepReport:
         seconds: Wall-clock time of the sweep.
         epoch: Completed epochs at the sweep of a scheduler.
         spectra: Singular values of each bond before a scheduler's cut, in descending order.
-        relative_error: Frobenius error of a cut over the norm before, measured on the new cores; 0 for a
-            sweep that optimizes, whose train is meant to move.
+        relative_error: Error of a cut over the norm before, measured on the new cores; 0 for a sweep that
+            optimizes, whose train is meant to move.
         matrix_errors: Where the scheduler was given a `measure`: relative error by name.
+        norm: The norm of `discarded_weight`, `spectra`, `relative_error` and `matrix_errors`: "frobenius", or
+            "metric" where the scheduler cuts in a metric.
         loss_before: Loss before the sweep, where a problem was given.
         loss_after: Loss after it, all truncations included.
         loss_untruncated: Lowest loss that a local update reached before its block was split.
@@ -40,6 +43,7 @@ class SweepReport:
     spectra: tuple[tuple[float, ...], ...] = ()
     relative_error: float = 0.0
     matrix_errors: Mapping[str, float] = field(default_factory=dict)
+    norm: NormName = "frobenius"
     loss_before: float | None = None
     loss_after: float | None = None
     loss_untruncated: float | None = None

@@ -11,6 +11,7 @@ from ttnet.optim.arguments import check_optimizer, check_options, named_trains, 
 from ttnet.optim.change import Change, Measure, Mode, Sweep
 from ttnet.optim.cuts import Gauge
 from ttnet.optim.distributed import is_distributed
+from ttnet.optim.norms import Metrics, check_metrics, norms_now
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
 from ttnet.optim.result import SweepReport
 from ttnet.optim.subject import Loss, Subject
@@ -49,14 +50,21 @@ class DMRGScheduler:
             "paper", which knows no other.
         measure: Relative errors of a change of the cores, by name (an adapter's `matrix_errors`); reported
             and used by `AdaptiveRanks(max_error=)`. For several trains a mapping by name.
+        metric: For each mode a Hermitian positive semidefinite matrix or None, or a function without
+            arguments that returns such a metric and is called at each sweep that is due; for several trains
+            by name. Cuts of the mode "truncate", `AdaptiveRanks` included, then measure every error in the
+            norm sqrt(vec(x)^H (C_0 x ... x C_{d-1}) vec(x)), and `measure` is given the trains whose modes
+            have been multiplied by roots of C_k. In several processes the mean of their metrics counts.
         keep_shapes: Cut without changing shapes, as distributed data parallelism needs it: both sides of a
             removed direction become zero and stay so, gradients and moments included. By default where
-            `torch.distributed` runs several processes; process 0 decides then. See `compact`.
+            `torch.distributed` runs several processes and the trains are not `replicated`; process 0 decides
+            then. See `compact`.
         seed: Seed of the directions that growing ranks receive.
 
     Raises:
         ConfigError: An option has a value it cannot have, the optimizer does not hold the cores, or is LBFGS.
         RankError: A list in the schedule that the bonds cannot have.
+        ShapeError: A matrix of the metric does not fit its mode.
 
     References:
         MetaTT, arXiv 2506.09105; its sweep is the mode "paper".
@@ -73,21 +81,25 @@ class DMRGScheduler:
         state: StateRule = "transport",
         gauge: Gauge | None = None,
         measure: Measure | Mapping[str, Measure] | None = None,
+        metric: Metrics | None = None,
         keep_shapes: bool | None = None,
         seed: int = 0,
     ) -> None:
-        check_options(mode, state, gauge, two_site)
+        check_options(mode, state, gauge, two_site, metric)
         self.parameter = parameter
         self._is_single = isinstance(parameter, TTParameter)
         named = named_trains(parameter)
         check_optimizer(optimizer, named)
+        check_metrics(metric, {name: each.shape for name, each in named.items()})
         self.optimizer = optimizer
         self.mode: Mode = mode
         self.two_site = two_site or TwoSiteOptions()
         self.state: StateRule = state
         self.gauge: Gauge = gauge or ("canonical" if mode == "paper" else "nearest")
         self.measure = measure
-        self.keep_shapes = is_distributed() if keep_shapes is None else keep_shapes
+        self.metric = metric
+        free = all(each.replicated for each in named.values())
+        self.keep_shapes = is_distributed() and not free if keep_shapes is None else keep_shapes
         self.seed = seed
         self.epoch = 0
         rules = rank_rules(ranks, list(named))
@@ -131,7 +143,7 @@ class DMRGScheduler:
             StateError: Cores hold gradients that the optimizer has not used yet (in the middle of
                 accumulation).
             NonFiniteError: A core or a loss is NaN or infinite.
-            ConfigError: A problem is needed and none was given.
+            ConfigError: A problem is needed and none was given, or a function returned what is no metric.
         """
         if self.mode == "two-site" and problem is None:
             raise ConfigError(
@@ -185,6 +197,11 @@ class DMRGScheduler:
             seed=seeds,
             epoch=epoch,
             subject=Subject(problem, {name: train.parameter for name, train in self._trains.items()}),
+            norms=norms_now(
+                self.metric,
+                {train.name: train.cores() for group in due for train in group},
+                list(self._trains),
+            ),
         )
         changes: dict[str, Change] = {}
         for group in due:

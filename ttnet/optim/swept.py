@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ttnet._typing import Cores, CoresLike
-from ttnet.errors import NonFiniteError, RankError, StateError
+from ttnet.errors import ConfigError, NonFiniteError, RankError, StateError
 from ttnet.gauge import GaugeMaps
 from ttnet.optim.distributed import broadcast, is_distributed
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
@@ -25,6 +25,9 @@ class SweptTrain:
         ranks: Its rule, perhaps that of other trains as well.
         optimizer: The optimizer that trains it.
         keep_shapes: Whether removed directions stay as zeros.
+
+    Raises:
+        ConfigError: The cores are sharded.
     """
 
     def __init__(
@@ -36,6 +39,11 @@ class SweptTrain:
         *,
         keep_shapes: bool,
     ) -> None:
+        if any(hasattr(core, "full_tensor") for core in parameter.core_parameters()):
+            raise ConfigError(
+                "parameter: expected whole cores, got sharded ones (DTensor), whose ranks cannot change; "
+                "leave them out by fully_shard(..., ignored_params=set(parameter.parameters()))"
+            )
         self.name = name
         self.parameter = parameter
         self.ranks = ranks

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ttnet.adapters import SavedAdapter, TTAdapter, TTAdapterConfig, files, load
 from ttnet.adapters.axes import Pattern
-from ttnet.adapters.structure import Combo, Layout
+from ttnet.adapters.factors import fuse
+from ttnet.adapters.structure import Combo, Layout, Site
 from ttnet.errors import ConfigError, RankError
 from ttnet.interop.lora.fit import fit_train
 from ttnet.interop.lora.low_rank import relative
@@ -103,8 +104,6 @@ class Source:
         left: Shape (in, r), None where `right` is dense.
         right: Shape (r, out), or dW (in, out).
         combo: Its places on the axes that are selected when the model runs.
-        left: Shape (in, r), None where `right` is dense.
-        right: Shape (r, out), or dW (in, out).
     """
 
     key: str
@@ -127,6 +126,20 @@ def check_pattern(pattern: Pattern) -> None:
             pattern.feature_axes(axis)[0],
             "a train is fitted to patterns with 'in' first and 'out' (or 'head out') last, not factorized",
         )
+
+
+def split_columns(matrix: Tensor, sites: Sequence[Site]) -> list[Tensor]:
+    """The columns of each part of a fused module.
+
+    Args:
+        matrix: Shape (..., out) of the whole module.
+        sites: Its parts in order; one for a module that is not fused.
+    """
+    if len(sites) == 1:
+        return [matrix]
+    widths = [site.out_features for site in sites]
+    order = fuse(list(torch.arange(sum(widths)).split(widths)), sites[0].groups)
+    return list(matrix[:, order.argsort().to(matrix.device)].split(widths, 1))
 
 
 def compress(

@@ -1,6 +1,6 @@
 """`from_delta`: what fine-tuning changed in a model, compressed into one train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ttnet.adapters import TTAdapterConfig
-from ttnet.adapters.attach import head_dim_of
 from ttnet.adapters.config import PRESETS
 from ttnet.adapters.coordinates import Coordinates
-from ttnet.adapters.factors import fuse
+from ttnet.adapters.head_dim import head_dim_of
 from ttnet.adapters.layout import make_layout
 from ttnet.adapters.linear import is_conv1d, linear_widths
-from ttnet.adapters.structure import Site
 from ttnet.adapters.targets import find_saved_modules, find_sites
 from ttnet.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
-from ttnet.interop.lora.compression import RANK_8, Compression, Source, check_pattern, compress
+from ttnet.interop.lora.compression import (
+    RANK_8,
+    Compression,
+    Source,
+    check_pattern,
+    compress,
+    split_columns,
+)
 from ttnet.interop.lora.low_rank import relative
 from ttnet.truncation import Truncation
 
@@ -63,7 +68,7 @@ def from_delta(
     check_pattern(config.parsed)
     names = find_saved_modules(base, config.modules_to_save)
     sites = find_sites(base, config, names, coordinates)
-    head_dim = (config.head_dim or head_dim_of(base)) if config.parsed.has_head else None
+    head_dim = (config.head_dim or head_dim_of(base, sites)) if config.parsed.has_head else None
     layout = make_layout(config.parsed, sites, declared=tuple(config.axes), head_dim=head_dim)
     if layout.runtime:
         axis = layout.runtime[0].name
@@ -72,7 +77,7 @@ def from_delta(
     sources = []
     for module, members in layout.modules.items():
         own = [layout.sites[k] for k in members]
-        parts = _parts(_change(base, others, module), own)
+        parts = split_columns(_change(base, others, module), own)
         sources += [
             Source(key=s.name, site=s.name, left=None, right=part) for s, part in zip(own, parts, strict=True)
         ]
@@ -110,7 +115,7 @@ def _change(base: nn.Module, others: Mapping[str, nn.Module], name: str) -> Tens
         raise ShapeError(f"tuned: {name!r} has the shape {widths}, in base {linear_widths(old)}")
     weights = []
     for module in (old, new):
-        weight = module.weight
+        weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise DTypeError(f"the weight of {name!r} is quantized; dequantize the model first")
         weights.append(weight.detach())
@@ -119,15 +124,6 @@ def _change(base: nn.Module, others: Mapping[str, nn.Module], name: str) -> Tens
     if not bool(change.isfinite().all()):
         raise NonFiniteError(f"the change of {name!r} is not finite; check the weights of both models")
     return change if is_conv1d(old) else change.T
-
-
-def _parts(change: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-    """The columns of each part of a fused module."""
-    if len(sites) == 1:
-        return [change]
-    widths = [site.out_features for site in sites]
-    order = fuse(list(torch.arange(sum(widths)).split(widths)), sites[0].groups)
-    return list(change[:, order.argsort().to(change.device)].split(widths, 1))
 
 
 def _other_changes(base: nn.Module, tuned: nn.Module, known: set[str]) -> dict[str, float]:

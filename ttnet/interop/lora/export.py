@@ -6,6 +6,7 @@ An adapter is exactly a LoRA on each of its matrices: the chain is cut right of 
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def to_lora(
         tensors[name] = (written[0].T, written[1].T)
         ranks[name] = written[0].shape[1]
         errors[name] = product_error(pair, written)
+    _warn_of_experts(list(tensors), model)
     names = saved.module_names if modules_to_save else ()
     modules = _modules(saved, combo) if modules_to_save else {}
     path = Path(directory)
@@ -208,6 +210,27 @@ def _targets(names: Sequence[str], model: nn.Module | None) -> list[str] | str:
         if meant == set(names):
             return candidates
     return "|".join(re.escape(name) for name in names)
+
+
+def _warn_of_experts(names: Sequence[str], model: nn.Module | None) -> None:
+    """Warn where peft takes a module for the experts, whose parts had its name in older models."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if model is None or kind is None or not any(p.dim() == 3 for p in model.parameters()):
+        return
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:
+        return
+    family = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {}).get(kind)
+    parts = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {}).get(family, ())
+    taken = [name for name in names if name.rpartition(".")[2] in parts]
+    if taken:
+        warnings.warn(
+            f"adapter: in a model of type {kind!r} peft takes {taken[0]!r} for a part of the experts, and "
+            "loads it otherwise or not at all; for a LoRA that peft must load, attach with exclude_modules="
+            f"{sorted({name.rpartition('.')[2] for name in taken})}",
+            stacklevel=4,
+        )
 
 
 def _own_modules(model: nn.Module) -> list[str]:

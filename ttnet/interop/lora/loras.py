@@ -3,19 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ttnet.adapters import TTAdapterConfig
-from ttnet.adapters.axes import Axis, parse_pattern
+from ttnet.adapters.axes import Axis, Label, parse_pattern
 from ttnet.adapters.config import PRESETS
 from ttnet.adapters.coordinates import Coordinates
 from ttnet.adapters.coordinates import coordinates as default_coordinates
 from ttnet.adapters.layout import make_layout
+from ttnet.adapters.split import find_split
 from ttnet.adapters.structure import Site
 from ttnet.errors import ConfigError, ShapeError
-from ttnet.interop.lora.compression import RANK_8, TASK, Compression, Source, check_pattern, compress
+from ttnet.interop.lora.compression import (
+    RANK_8,
+    TASK,
+    Compression,
+    Source,
+    check_pattern,
+    compress,
+    split_columns,
+)
 from ttnet.interop.lora.peft_files import LoraFiles, read_lora
 from ttnet.truncation import Truncation
 
@@ -31,6 +41,7 @@ def from_lora(
     axes: Sequence[Axis] = (),
     coordinates: Coordinates | None = None,
     exclude_modules: Sequence[str] = (),
+    split: Mapping[str, Any] | None = None,
     head_dim: int | None = None,
     dtype: str = "float32",
 ) -> Compression:
@@ -49,6 +60,8 @@ def from_lora(
         axes: Axes of the user's own that the pattern uses.
         coordinates: A function (name, module) -> {axis: label}, called with an empty module.
         exclude_modules: Endings of names of modules that are left out.
+        split: Fused modules whose parts count as matrices of their own, by ending of their name, such as
+            ``{"c_attn": ("query", "key", "value")}`` or with a `Split`.
         head_dim: Width of a chunk of the `head` axis.
         dtype: Dtype of the cores.
 
@@ -77,33 +90,50 @@ def from_lora(
         )
     check_pattern(parsed)
     by_task = (*axes, Axis(TASK, labels=tuple(given))) if TASK in parsed.axes else tuple(axes)
-    sources = [
-        Source(
-            key=f"{task}/{name}" if several else name,
-            site=name,
-            left=a.T,
-            right=lora.scales[name] * b.T.to(torch.promote_types(b.dtype, torch.float32)),
-            combo=(k,) if TASK in parsed.axes else (),
-        )
-        for k, (task, lora) in enumerate(loras.items())
-        for name, (a, b) in lora.factors.items()
-        if not any(name == ending or name.endswith(f".{ending}") for ending in exclude_modules)
-    ]
-    if not sources:
-        raise ConfigError(f"exclude_modules: {list(exclude_modules)} leaves no matrix; exclude fewer")
-    widths = _widths(sources)
-    where = coordinates or default_coordinates
-    sites = [Site(name, *pair, dict(where(name, nn.Identity()))) for name, pair in widths.items()]
-    layout = make_layout(parsed, sites, declared=by_task, head_dim=head_dim)
-    others = [axis.name for axis in layout.runtime if axis.name != TASK]
-    if others:
-        raise parsed.error(others[0], "no adapter says where it stands on it; give coordinates=...")
-    modules, names, left_out = _whole_modules(loras, several)
     config = TTAdapterConfig(
         pattern=text,
         axes=by_task,
         head_dim=head_dim,
         dtype=dtype,
+        split=split,
+    )
+    if config.split == "auto":
+        raise ConfigError(
+            "split: 'auto' needs the model, which is not here; give names, such as {'c_attn': "
+            "('query', 'key', 'value')}, or a Split where they alternate"
+        )
+    widths = _widths(loras, exclude_modules)
+    where = coordinates or default_coordinates
+    sites = {
+        name: _sites(name, pair, dict(where(name, nn.Identity())), config) for name, pair in widths.items()
+    }
+    unused = [ending for ending in config.split or {} if not any(_ends(name, ending) for name in widths)]
+    if unused:
+        raise ConfigError(
+            f"split: no module is called {unused[0]!r}; there are {', '.join(list(widths)[:8])}"
+        )
+    sources = [
+        Source(
+            key=f"{task}/{site.name}" if several else site.name,
+            site=site.name,
+            left=a.T,
+            right=right,
+            combo=(k,) if TASK in parsed.axes else (),
+        )
+        for k, (task, lora) in enumerate(loras.items())
+        for name, (a, b) in lora.factors.items()
+        if name in sites
+        for site, right in zip(sites[name], split_columns(_right(lora, name), sites[name]), strict=True)
+    ]
+    layout = make_layout(
+        parsed, [site for own in sites.values() for site in own], declared=by_task, head_dim=head_dim
+    )
+    others = [axis.name for axis in layout.runtime if axis.name != TASK]
+    if others:
+        raise parsed.error(others[0], "no adapter says where it stands on it; give coordinates=...")
+    modules, names, left_out = _whole_modules(loras, several)
+    config = replace(
+        config,
         target_modules=tuple(widths),
         modules_to_save=names,
         heads_by=TASK if several and names else None,
@@ -134,17 +164,52 @@ def _by_task(
     return found
 
 
-def _widths(sources: Sequence[Source]) -> dict[str, tuple[int, int]]:
+def _widths(loras: Mapping[str, LoraFiles], exclude: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Input and output width of every module that is compressed."""
     widths: dict[str, tuple[int, int]] = {}
-    for source in sources:
-        left = source.right if source.left is None else source.left
-        pair = (left.shape[0], source.right.shape[1])
-        if widths.setdefault(source.site, pair) != pair:
-            raise ShapeError(
-                f"directories: {source.key!r} has the shape {pair}, in another adapter "
-                f"{widths[source.site]}; compress adapters of one model together"
-            )
+    for task, lora in loras.items():
+        for name, (a, b) in lora.factors.items():
+            if any(_ends(name, ending) for ending in exclude):
+                continue
+            pair = (a.shape[1], b.shape[0])
+            if widths.setdefault(name, pair) != pair:
+                raise ShapeError(
+                    f"directories: '{task}/{name}' has the shape {pair}, in another adapter {widths[name]}; "
+                    "compress adapters of one model together"
+                )
+    if not widths:
+        raise ConfigError(f"exclude_modules: {list(exclude)} leaves no matrix; exclude fewer")
     return widths
+
+
+def _sites(
+    name: str, widths: tuple[int, int], labels: dict[str, Label], config: TTAdapterConfig
+) -> list[Site]:
+    """A module as one matrix, or as its parts."""
+    split = find_split(config.split or {}, name)  # pyright: ignore[reportArgumentType]
+    if split is None:
+        return [Site(name, *widths, labels)]
+    return [
+        Site(
+            f"{name}.{part}",
+            widths[0],
+            width,
+            {**labels, "matrix": f"{labels.get('matrix', name)}.{part}"},
+            name,
+            split.groups,
+        )
+        for part, width in zip(split.parts, split.widths(name, widths[1]), strict=True)
+    ]
+
+
+def _right(lora: LoraFiles, name: str) -> Tensor:
+    """The scaled lora_B^T (r, out)."""
+    b = lora.factors[name][1]
+    return lora.scales[name] * b.T.to(torch.promote_types(b.dtype, torch.float32))
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _whole_modules(

@@ -34,6 +34,10 @@ _UNSUPPORTED = {
 }
 
 
+_CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Initializations by which peft subtracts the first factors from the weights of the base."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraFiles:
     """What the files of a LoRA say.
@@ -180,6 +184,12 @@ def _config(path: Path) -> dict[str, Any]:
     for name, reason in _UNSUPPORTED.items():
         if values.get(name):
             raise FormatError(f"{path}: {name} is set: {reason}; such a LoRA cannot be compressed")
+    start = str(values.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise FormatError(
+            f"{path}: init_lora_weights is {start!r}, which changed the weights of the base; save it with "
+            "peft's path_initial_model_for_weight_conversion, as a LoRA of the model as it was"
+        )
     if values.get("bias", "none") != "none":
         raise FormatError(
             f"{path}: bias is {values['bias']!r}; a LoRA with trained biases cannot be compressed"

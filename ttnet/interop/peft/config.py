@@ -1,4 +1,4 @@
-"""`MetaTTPeftConfig`: the options of an adapter as peft keeps and saves them."""
+"""`MetaTTConfig`: the options of an adapter as peft keeps and saves them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +24,7 @@ METHOD = _Method.METATT
 
 
 @dataclass
-class MetaTTPeftConfig(PeftConfig):
+class MetaTTConfig(PeftConfig):
     """The options of a MetaTT adapter in peft; all but the last are those of `TTAdapterConfig`.
 
     Values are kept as plain ones, as a file holds them.
@@ -100,7 +100,7 @@ class MetaTTPeftConfig(PeftConfig):
             setattr(self, name, value)
 
     @classmethod
-    def from_options(cls, options: TTAdapterConfig, **values: Any) -> "MetaTTPeftConfig":
+    def from_options(cls, options: TTAdapterConfig, **values: Any) -> "MetaTTConfig":
         """The config of an adapter that is described for `ttnet.adapters`.
 
         Args:
@@ -109,7 +109,7 @@ class MetaTTPeftConfig(PeftConfig):
 
         Examples:
             >>> from ttnet.adapters import MetaTT
-            >>> MetaTTPeftConfig.from_options(MetaTT("5d", rank=4), task_type="SEQ_CLS").pattern
+            >>> MetaTTConfig.from_options(MetaTT("5d", rank=4), task_type="SEQ_CLS").pattern
             'in layer matrix head out'
         """
         return cls(**{**options.to_dict(), **values})
@@ -138,4 +138,4 @@ class MetaTTPeftConfig(PeftConfig):
         return replace(options, rank=start), scale
 
 
-_OPTIONS = [field for field in fields(TTAdapterConfig) if field.name in MetaTTPeftConfig.__annotations__]
+_OPTIONS = [field for field in fields(TTAdapterConfig) if field.name in MetaTTConfig.__annotations__]

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.cores import AdapterCores
-from ttnet.adapters.factors import Mixture
+from ttnet.adapters.factors import Mixture, relative_errors
 from ttnet.adapters.initialization import initial_train
 from ttnet.adapters.structure import Layout
 from ttnet.adapters.workspace import Workspace
 from ttnet.errors import StateError
+from ttnet.tensor_train import TensorTrain
 
 
 class PeftCores(AdapterCores):
@@ -64,3 +65,15 @@ class PeftCores(AdapterCores):
                 f"{self.layout.runtime[0].name} first"
             )
         return left @ right
+
+    def matrix_errors(self, before: TensorTrain, after: TensorTrain) -> dict[str, float]:
+        """How far replacing one train by another moves each adapted matrix, relative to its norm.
+
+        Args:
+            before: The train that is the truth.
+            after: A train of the same mode sizes, of any ranks.
+
+        Returns:
+            For each matrix |dW_before - dW_after| / |dW_before|, as `TTAdapter.matrix_errors` does.
+        """
+        return relative_errors(before.cores, after.cores, self.layout)

@@ -7,8 +7,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from ttnet.adapters.factors import Mixture
 from ttnet.adapters.linear import AdaptedLinear, is_conv1d, linear_widths
-from ttnet.errors import DTypeError
+from ttnet.adapters.quantized import device_of, is_dense, refusal, run_base
+from ttnet.errors import ShapeError, StateError
 from ttnet.interop.peft.cores import PeftCores
 
 
@@ -55,22 +57,55 @@ class MetaTTLinear(nn.Module, BaseTunerLayer):
         """
         self.metatt_modules[adapter_name] = module
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Base output plus x dW of each active adapter.
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """Base output plus x dW of each active adapter, or for each sample of the adapter it names.
 
         Args:
             x: Shape (..., in_features).
             args: For the base.
+            adapter_names: The adapter of each sample, "__base__" for none; None for the active ones.
             kwargs: For the base.
 
         Returns:
             Shape (..., out_features).
+
+        Raises:
+            ShapeError: A batch whose size is no multiple of the number of names.
+            StateError: The adapter of a sample has nothing, or several places, selected on a run-time axis.
         """
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._forward_mixed(x, adapter_names)
         return self.chain(x)
+
+    def _forward_mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        repeats, rest = divmod(len(x), len(adapter_names))
+        if rest:
+            raise ShapeError(
+                f"adapter_names: got {len(adapter_names)} names for a batch of {len(x)}; name "
+                "one for each sample"
+            )
+        y = run_base(self.base_layer, x)
+        names = [name for name in adapter_names for _ in range(repeats)]  # beams of a sample lie together
+        for adapter in dict.fromkeys(names):
+            if adapter not in self.metatt_modules:
+                continue
+            cores = cast(PeftCores, self.metatt_cores[adapter])
+            rows = torch.tensor([k for k, name in enumerate(names) if name == adapter], device=x.device)
+            left, right = cores.workspace.pair(
+                self.metatt_modules[adapter], torch.promote_types(x.dtype, torch.float32)
+            )
+            if isinstance(right, Mixture):
+                raise StateError(
+                    f"adapter_names: {adapter!r} has one {cores.layout.runtime[0].name} selected for each "
+                    "sample; select one for all, or name no adapters"
+                )
+            change = x.index_select(0, rows).to(left.dtype) @ left @ right
+            y = y.index_add(0, rows, change.to(y.dtype))
+        return y
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Set the active adapters, see peft's `BaseTunerLayer`."""
@@ -116,12 +151,9 @@ class MetaTTLinear(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.metatt_modules:
                 continue
-            weight = self.get_base_layer().weight
-            if type(weight) is not nn.Parameter or not weight.is_floating_point():
-                raise DTypeError(
-                    f"merge: the weight is quantized or sharded ({type(weight).__name__}, "
-                    f"{getattr(weight, 'dtype', None)}); dequantize the model first"
-                )
+            weight = getattr(self.get_base_layer(), "weight", None)
+            if not is_dense(weight):
+                raise refusal(name, weight)
             delta = self.get_delta_weight(name)
             new = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta.to(weight.device)
             if safe_merge and not bool(new.isfinite().all()):
@@ -160,6 +192,6 @@ class MetaTTLinear(nn.Module, BaseTunerLayer):
     ) -> None:
         # The cores keep their own dtype: peft would cast them to that of the weight.
         cores = self.metatt_cores[adapter_name]
-        place = device or cast(Tensor, self.weight).device
+        place = device or device_of(self.get_base_layer())
         if place.type != "meta" and not any(core.is_meta for core in cores.parameters()):
             cores.to(place)

@@ -1,7 +1,8 @@
 """`MetaTTModel`: the tuner that peft wraps around a model for this method."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,18 +13,23 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from ttnet.adapters.attach import head_dim_of
+from ttnet.adapters.head_dim import head_dim_of
 from ttnet.adapters.layout import make_layout
 from ttnet.adapters.selection import check_axes
 from ttnet.adapters.structure import Layout
 from ttnet.adapters.targets import find_saved_modules, find_sites
 from ttnet.adapters.workspace import is_traced
-from ttnet.errors import StateError
-from ttnet.interop.peft.config import METHOD, MetaTTPeftConfig
+from ttnet.errors import ConfigError, StateError
+from ttnet.interop.peft.config import METHOD, MetaTTConfig
 from ttnet.interop.peft.cores import PeftCores
 from ttnet.interop.peft.layer import MetaTTLinear
 
 _HALVES = (torch.float16, torch.bfloat16)
+_BASE = "__base__"  # peft's name for no adapter
+_FIXED = (
+    "places on an axis are added and trained alone with ttnet.adapters.attach; in peft declare all of them "
+    "at the start, or add one adapter for each"
+)
 
 
 class MetaTTModel(BaseTuner):
@@ -59,6 +65,30 @@ class MetaTTModel(BaseTuner):
                 raise StateError(f"select: adapter {name!r} is merged; call unmerge_adapter() first")
             cores.workspace.choose(places)
 
+    def add_task(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Refused: peft keeps the config of an adapter as it was made.
+
+        Args:
+            args: Of `TTAdapter.add_task`.
+            kwargs: Of `TTAdapter.add_task`.
+
+        Raises:
+            StateError: Always.
+        """
+        raise StateError(f"add_task: {_FIXED}")
+
+    def train_only(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Refused: peft switches the training of whole adapters.
+
+        Args:
+            args: Of `TTAdapter.train_only`.
+            kwargs: Of `TTAdapter.train_only`.
+
+        Raises:
+            StateError: Always.
+        """
+        raise StateError(f"train_only: {_FIXED}")
+
     def inject_adapter(
         self,
         model: nn.Module,
@@ -80,7 +110,7 @@ class MetaTTModel(BaseTuner):
             ConfigError: A target that matches nothing, or another option that does not fit the model.
             PatternError: An axis on which a module has no label.
         """
-        config = cast(MetaTTPeftConfig, self.peft_config[adapter_name])
+        config = cast(MetaTTConfig, self.peft_config[adapter_name])
         trained = {core: core.requires_grad for core in self.metatt_cores.parameters()}
         layout = _make_layout(model, config)
         options, scale = config.resolved(layout)
@@ -102,6 +132,7 @@ class MetaTTModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:  # noqa: ARG002
         self.metatt_cores = nn.ModuleDict()
         self.enabled = True
+        self.named: tuple[str, ...] | None = None
         self.handles: list[Any] = []
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:  # noqa: ARG002
@@ -171,19 +202,54 @@ class MetaTTModel(BaseTuner):
         )
         # The config is written right after this: it says which ranks the cores have now.
         shapes = {key.rpartition("core_")[2]: value.shape for key, value in found.items() if "core_" in key}
-        cast(MetaTTPeftConfig, config).bond_ranks = [int(shapes[str(k)][0]) for k in range(1, len(shapes))]
+        cast(MetaTTConfig, config).bond_ranks = [int(shapes[str(k)][0]) for k in range(1, len(shapes))]
         return found
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ARG002
+        """A forward pass, or a generation, in which each sample names its adapter by `adapter_names`."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        self._check_names(names)
+        self.named = tuple(name for name in dict.fromkeys(names) if name != _BASE)
+        give = partial(_give_names, list(names))
+        handles = [
+            module.register_forward_pre_hook(give, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, MetaTTLinear | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            self.named = None
+            for handle in handles:
+                handle.remove()
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        if self.training:
+            raise StateError("adapter_names: mixed batches are for inference; call model.eval() first")
+        known = {*self.metatt_cores, _BASE}
+        unknown = sorted(set(names) - known)
+        if unknown or not len(names):
+            raise ConfigError(
+                f"adapter_names: expected one of {sorted(known)} for each sample, got {unknown}"
+            )
+        merged = next((layer.merged_adapters for layer in self._layers() if layer.merged), None)
+        if merged:
+            raise StateError(f"adapter_names: {merged} is merged; call unmerge_adapter() first")
 
     def _begin(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
         if self.enabled and not is_traced():
-            for name in self.active_adapters:
+            for name in self.active_adapters if self.named is None else self.named:
                 if name in self.metatt_cores:
                     self._cores(name).workspace.begin()
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if not is_traced():
             for cores in self.metatt_cores.values():
-                cast(PeftCores, cores).workspace.end()
+                cast(PeftCores, cores).workspace.end(completed=output is not None)
 
     def _cores(self, name: str) -> PeftCores:
         return cast(PeftCores, self.metatt_cores[name])
@@ -192,10 +258,19 @@ class MetaTTModel(BaseTuner):
         return (module for module in self.model.modules() if isinstance(module, MetaTTLinear))
 
 
+def _give_names(
+    names: list[str],
+    module: nn.Module,  # noqa: ARG001
+    args: Any,
+    kwargs: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
+
+
 def register() -> None:
     """Make peft know the method; importing `ttnet.interop.peft` does it."""
     # `register_peft_method` takes members of peft's closed enum only.
-    cast(Any, mapping.PEFT_TYPE_TO_CONFIG_MAPPING)[METHOD] = MetaTTPeftConfig
+    cast(Any, mapping.PEFT_TYPE_TO_CONFIG_MAPPING)[METHOD] = MetaTTConfig
     cast(Any, mapping.PEFT_TYPE_TO_TUNER_MAPPING)[METHOD] = MetaTTModel
     cast(Any, mapping.PEFT_TYPE_TO_PREFIX_MAPPING)[METHOD] = MetaTTModel.prefix
 
@@ -228,7 +303,7 @@ def _original_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _make_layout(model: nn.Module, config: MetaTTPeftConfig) -> Layout:
+def _make_layout(model: nn.Module, config: MetaTTConfig) -> Layout:
     options = config.options
     options.parsed.check_order()
     view = _Originals(model) if any(isinstance(m, BaseTunerLayer) for m in model.modules()) else model
@@ -236,7 +311,7 @@ def _make_layout(model: nn.Module, config: MetaTTPeftConfig) -> Layout:
     wanted = options.modules_to_save or ()
     present = [suffix for suffix in wanted if any(name.endswith(f".{suffix}") for name in names)]
     sites = find_sites(view, options, find_saved_modules(view, present))
-    head_dim = (options.head_dim or head_dim_of(model)) if options.parsed.has_head else None
+    head_dim = (options.head_dim or head_dim_of(view, sites)) if options.parsed.has_head else None
     factors: Any = options.factors
     return make_layout(
         options.parsed, sites, declared=tuple(options.axes), head_dim=head_dim, factors=factors
