@@ -118,6 +118,7 @@ def plot_spectra(spectra: Spectra, labels: Labels | None = None, *, axes: "Axes 
             kept = values[values > 0]
             axes.semilogy(np.arange(1, kept.size + 1), kept / kept[0], marker="o", markersize=3, label=name)
     axes.set_xlabel("index")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("singular value / largest")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
@@ -168,6 +169,7 @@ def plot_ranks(history: Sequence[Mapping[str, Any]], labels: Labels | None = Non
                 label = f"epoch {record['epoch']:g}" if bond == 0 else None
                 below.semilogy(np.arange(1, kept.size + 1), kept / kept[0], ".-", color=color, label=label)
         below.set(xlabel="index", title=name)
+        below.xaxis.get_major_locator().set_params(integer=True)
         if bond == 0:
             below.set_ylabel("singular value / largest")
             handles = below.get_legend_handles_labels()[0]
