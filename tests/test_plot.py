@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 import ttnet
 from ttnet.errors import ShapeError
+from ttnet.optim import DMRGScheduler
 from ttnet.plot import plot_entropies, plot_ranks, plot_spectra, plot_tradeoff, plot_train
 
 HISTORY = [
@@ -119,6 +121,39 @@ def test_figures_are_drawn_where_asked():
     assert plot_entropies(HISTORY, axes=several[2]) is figure
     assert plot_tradeoff({"a": {1: 2.0}}, axes=several[3]) is figure
     assert len(figure.axes) == 4
+
+
+def test_tensors_are_numbers_whether_they_require_grad_or_not():
+    spectra = [torch.tensor([4.0, 2.0], requires_grad=True), torch.tensor([1.0], dtype=torch.bfloat16)]
+    (axes,) = plot_spectra(spectra).axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [1.0, 0.5]
+    record = {"epoch": 0, "ranks": (1, 2, 1, 1), "spectra": spectra, "entropies": torch.tensor([1.0, 2.0])}
+    assert len(plot_ranks([record]).axes) == 3
+    (axes,) = plot_entropies([record]).axes
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[1.0], [2.0]]
+    (axes,) = plot_entropies([{"epoch": 0, "spectra": [torch.ones(4, requires_grad=True)]}]).axes
+    assert axes.get_lines()[0].get_ydata().tolist() == pytest.approx([math.log(4)])
+
+
+def test_histories_that_do_not_fit_are_named():
+    first = HISTORY[1]
+    with pytest.raises(ShapeError, match=r"history: expected all 4 ranks.*got \(1, 2, 1\)"):
+        plot_ranks([first, {"epoch": 3, "ranks": (1, 2, 1)}])
+    with pytest.raises(ShapeError, match=r"got \(3, 2, 4\); of a sweep pass \(1, \*report.ranks_after, 1\)"):
+        plot_ranks([{"epoch": 1, "ranks": (3, 2, 4)}])
+    with pytest.raises(ShapeError, match="history: expected spectra of 2 bonds in each epoch, got 1"):
+        plot_ranks([first, first | {"epoch": 3, "spectra": [[1.0]]}])
+    with pytest.raises(ShapeError, match="history: expected entropies of 2 bonds in each epoch, got 3"):
+        plot_entropies([first, {"epoch": 3, "entropies": [1.0, 2.0, 3.0]}])
+    parameter = ttnet.TTParameter(ttnet.random_train((4, 5), 2, seed=0))
+    optimizer = torch.optim.SGD(parameter.parameters())
+    report = DMRGScheduler(optimizer, parameter, ranks={0: 2, 1: 1}).step()
+    for draw in (plot_ranks, plot_entropies):
+        with pytest.raises(ShapeError, match="history: expected a mapping for each epoch, got a SweepReport"):
+            draw([report])
+    train = ttnet.random_train((4, 5, 6), 2, seed=0)
+    with pytest.raises(ShapeError, match=r"got 1 from '5d'; of an adapter pass `adapter.layout.pattern`"):
+        plot_train(train, "5d")
 
 
 def test_bad_input_is_named():

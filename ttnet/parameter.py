@@ -85,11 +85,16 @@ class TTParameter(nn.Module):
         return TensorTrain(self.cores)
 
     def signature(self) -> Hashable:
-        """A key that changes whenever a core may have changed, for caches of what is computed from them."""
+        """A key that changes whenever a core may have changed, for caches of what is computed from them.
+
+        It holds the tensors themselves, so that memory which is freed and used again is not taken for them.
+        Changes through `.data`, which torch does not count, leave it as it is.
+        """
         tensors = (*self.core_parameters(), *self._sources)
         # A stand-in may lie where an earlier one lay, whose memory was freed: the count tells them apart.
         count = self._substitutions if self._substitute else 0
-        return (count, *((t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for t in tensors))
+        keys = ((_Same(t), t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for t in tensors)
+        return (count, *keys)
 
     @torch.no_grad()
     def assign(self, train: TensorTrain | CoresLike) -> None:
@@ -223,6 +228,19 @@ class TTParameter(nn.Module):
     def extra_repr(self) -> str:
         """Mode sizes and ranks."""
         return f"shape={self.shape}, ranks={self.ranks}"
+
+
+class _Same:
+    """A tensor that is equal to itself only."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.tensor is self.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 def stand_ins(block: Tensor) -> Callable[[], Cores]:

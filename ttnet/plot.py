@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from ttnet.errors import ShapeError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Spectra = Sequence[Sequence[float]]
+Spectra = Sequence[Sequence[float] | Tensor]
 Labels = Sequence[str] | str
 
 
@@ -71,7 +72,10 @@ def plot_train(train: HasRanks, labels: Labels | None = None, *, axes: "Axes | N
         )
     names = [""] * len(shape) if labels is None else _mode_names(labels)
     if len(names) != len(shape):
-        raise ShapeError(f"labels: expected one for each of {len(shape)} cores, got {len(names)}")
+        raise ShapeError(
+            f"labels: expected one for each of {len(shape)} cores, got {len(names)} from {labels!r}; of an "
+            f"adapter pass `adapter.layout.pattern`"
+        )
     if axes is None:
         size = (min(24.0, max(3.0, 1.2 * len(shape))), 1.9)
         axes = Figure(figsize=size, layout="constrained").add_subplot()
@@ -108,17 +112,18 @@ def plot_spectra(spectra: Spectra, labels: Labels | None = None, *, axes: "Axes 
         ShapeError: There are more or fewer labels than bonds.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = _bond_names(labels, len(spectra))
     if axes is None:
         axes = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
     for name, spectrum in zip(names, spectra, strict=True):
-        values = np.asarray(spectrum, dtype=np.float64)
+        values = _numbers(spectrum)
         if values.size and values[0] > 0:
             kept = values[values > 0]
             axes.semilogy(np.arange(1, kept.size + 1), kept / kept[0], marker="o", markersize=3, label=name)
     axes.set_xlabel("index")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("singular value / largest")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
@@ -137,15 +142,25 @@ def plot_ranks(history: Sequence[Mapping[str, Any]], labels: Labels | None = Non
         The figure.
 
     Raises:
-        ShapeError: The history is empty, its trains have no bond, or there are more or fewer labels than
-            bonds.
+        ShapeError: The history is empty, its trains have no bond or not the same number of them, ranks or
+            spectra are not those of all bonds, or there are more or fewer labels than bonds.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    _check_history(history)
     if not history or len(history[0]["ranks"]) < 3:
         raise ShapeError("history: expected at least one epoch of a train with at least one bond")
     bonds = len(history[0]["ranks"]) - 2
+    for record in history:
+        ranks = tuple(record["ranks"])
+        if len(ranks) != bonds + 2 or ranks[0] != 1 or ranks[-1] != 1:
+            raise ShapeError(
+                f"history: expected all {bonds + 2} ranks of a train of {bonds} bonds in each epoch, from 1 "
+                f"to 1, got {ranks}; of a sweep pass (1, *report.ranks_after, 1)"
+            )
+        _check_bonds(record, "spectra", bonds)
     names = _bond_names(labels, bonds)
     figure = Figure(figsize=(max(6.0, 2.8 * bonds), 6), layout="constrained")
     grid = figure.add_gridspec(2, bonds)
@@ -158,18 +173,18 @@ def plot_ranks(history: Sequence[Mapping[str, Any]], labels: Labels | None = Non
     largest = max(max(record["ranks"]) for record in history)
     top.set(xlabel="epoch", ylabel="rank", xticks=epochs, ylim=(0, 1.2 * largest))
     top.legend(frameon=False, fontsize="small", ncols=bonds)
-    known = [record for record in history if record.get("spectra")]
+    known = [record for record in history if _has(record, "spectra")]
     for bond, name in enumerate(names):
         below = figure.add_subplot(grid[1, bond])
         for position, record in enumerate(known):
-            values = np.asarray(record["spectra"][bond], dtype=np.float64)
+            values = _numbers(record["spectra"][bond])
             kept = values[values > 0]
             if kept.size:
                 color = colormaps["viridis"](position / max(1, len(known) - 1))
                 label = f"epoch {record['epoch']:g}" if bond == 0 else None
                 below.semilogy(np.arange(1, kept.size + 1), kept / kept[0], ".-", color=color, label=label)
         below.set(xlabel="index", title=name)
-        below.xaxis.get_major_locator().set_params(integer=True)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         if bond == 0:
             below.set_ylabel("singular value / largest")
             handles = below.get_legend_handles_labels()[0]
@@ -196,14 +211,23 @@ def plot_entropies(
         The figure.
 
     Raises:
-        ShapeError: No epoch has entropies or spectra, or there are more or fewer labels than bonds.
+        ShapeError: No epoch has entropies or spectra, epochs have those of different numbers of bonds, or
+            there are more or fewer labels than bonds.
     """
     from matplotlib.figure import Figure
 
-    known = [record for record in history if record.get("entropies") or record.get("spectra")]
+    _check_history(history)
+    known = [record for record in history if _has(record, "entropies") or _has(record, "spectra")]
     if not known:
         raise ShapeError("history: expected at least one epoch with `entropies` or `spectra`")
-    values = [record.get("entropies") or [_entropy(each) for each in record["spectra"]] for record in known]
+    values = [
+        _numbers(record["entropies"])
+        if _has(record, "entropies")
+        else [_entropy(each) for each in record["spectra"]]
+        for record in known
+    ]
+    for record in known:
+        _check_bonds(record, "entropies" if _has(record, "entropies") else "spectra", len(values[0]))
     names = _bond_names(labels, len(values[0]))
     if axes is None:
         axes = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
@@ -287,13 +311,41 @@ def _bond_names(labels: Labels | None, bonds: int) -> list[str]:
     if isinstance(labels, str):
         names = [f"{left.strip('()')}|{right.strip('()')}" for left, right in itertools.pairwise(names)]
     if len(names) != bonds:
-        raise ShapeError(f"labels: expected one for each of {bonds} bonds, got {len(names)}")
+        raise ShapeError(f"labels: expected one for each of {bonds} bonds, got {len(names)} from {labels!r}")
     return names
 
 
-def _entropy(singular_values: Sequence[float]) -> float:
+def _has(record: Mapping[str, Any], key: str) -> bool:
+    value = record.get(key)
+    return value is not None and len(value) > 0
+
+
+def _check_history(history: Sequence[Mapping[str, Any]]) -> None:
+    for record in history:
+        if not isinstance(record, Mapping):
+            raise ShapeError(
+                f"history: expected a mapping for each epoch, got a {type(record).__name__}; of a report "
+                f"pass {{'epoch': report.epoch, 'ranks': (1, *report.ranks_after, 1), "
+                f"'spectra': report.spectra}}"
+            )
+
+
+def _check_bonds(record: Mapping[str, Any], key: str, bonds: int) -> None:
+    if _has(record, key) and len(record[key]) != bonds:
+        raise ShapeError(
+            f"history: expected {key} of {bonds} bonds in each epoch, got {len(record[key])} in epoch "
+            f"{record['epoch']}"
+        )
+
+
+def _numbers(values: Sequence[float] | Tensor) -> np.ndarray:
+    """Values of a list or an array, or of a tensor of any device that may require grad."""
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, np.float64)
+
+
+def _entropy(singular_values: Sequence[float] | Tensor) -> float:
     """Von Neumann entropy of a bond in nats, 0 for a zero train."""
-    values = np.asarray(singular_values, dtype=np.float64)
+    values = _numbers(singular_values)
     largest = values.max(initial=0.0)
     if largest <= 0:
         return 0.0

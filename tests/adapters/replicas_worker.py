@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
 
 from ttnet.adapters import MetaTT, Replicas, TTAdapter, attach, load, replicate
@@ -63,12 +63,12 @@ def adapted(process: int, rank: int = 4) -> tuple[Net, TTAdapter]:
     return model, adapter
 
 
-def shard(model: Net, replicas: Replicas | None) -> None:
+def shard(model: Net, replicas: Replicas | None, **options: Any) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     ignored = None if replicas is None else replicas.parameters()
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=ignored)
-    fully_shard(model, mesh=mesh, ignored_params=ignored)
+        fully_shard(layer, mesh=mesh, ignored_params=ignored, **options)
+    fully_shard(model, mesh=mesh, ignored_params=ignored, **options)
 
 
 def batch(step: int, process: int) -> tuple[Tensor, Tensor]:
@@ -88,6 +88,7 @@ class Job:
         self.mine = range(2) if processes == 1 else [process]
         self.model, self.adapter = adapted(process)
         self.replicas = replicate(self.adapter) if processes > 1 else None
+        self.adapter.cores.replicated = True
         if sharded:
             shard(self.model, self.replicas)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -199,6 +200,37 @@ def partly_used(process: int) -> dict[str, Any]:
     return {"own": own, "averaged": averaged, "alone": alone, "replicated": adapter.cores.replicated}
 
 
+def thawed(process: int) -> dict[str, Any]:
+    """A base parameter that was thawed by hand; outputs of an evaluation before and after replication."""
+    model, adapter = adapted(process)
+    weight = model.layers[0].norm.weight.requires_grad_()
+    with torch.no_grad():
+        weight.add_(process)
+        model.eval()(batch(99, 0)[0])
+    replicate(adapter)
+    with torch.no_grad():
+        outputs = model(batch(99, 0)[0])
+    own = torch.autograd.grad(loss_of(model, 0, process), weight)[0]
+    loss_of(model, 0, process).backward()
+    return {"own": own, "averaged": weight.grad.clone(), "outputs": outputs}
+
+
+def half(process: int) -> dict[str, Any]:
+    """A base that computes in bf16 under heads in float32, with a thawed parameter that is sharded."""
+    model, adapter = adapted(process)
+    model.layers[0].norm.weight.requires_grad_()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    replicas = replicate(adapter)
+    shard(model, replicas, mp_policy=policy)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss_of(model, step, process).backward()
+        optimizer.step()
+    whole = (*adapter.cores.parameters(), *model.classifier.parameters())
+    return {"parameters": [p.detach().clone() for p in whole]}
+
+
 def refusal(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -214,11 +246,18 @@ def refusals(process: int, directory: Path) -> dict[str, str]:
     _, other = adapted(process, rank=3 + process)
     whole, inside = adapted(process)
     shard(whole, None)
+    groups = [dist.new_group([other]) for other in range(2)]
+    everyone = dist.new_group([0, 1])
+    removed = Job(process, 2)
+    replicate(adapted(process)[1], everyone).remove()
+    removed.replicas.remove()
     optimizer = torch.optim.AdamW(whole.parameters())
     return {
         "merge": refusal(job.adapter.merge),
         "twice": refusal(lambda: replicate(job.adapter)),
         "differ": refusal(lambda: replicate(other)),
+        "group": refusal(lambda: replicate(adapted(process)[1], groups[process])),
+        "removed": refusal(removed.epoch),
         "replicate": refusal(lambda: replicate(inside)),
         "save": refusal(lambda: inside.save(directory / "never")),
         "sweep": refusal(lambda: DMRGScheduler(optimizer, inside.cores, ranks={0: 4})),
@@ -238,11 +277,13 @@ def main(process: int, directory: Path) -> None:
     results: dict[str, Any] = {
         "sharded": sharded.run(4),
         "plain": Job(process, 2).run(4),
-        "alone": Job(0, 1, keep_shapes=False).run(4),
+        "alone": Job(0, 1).run(4),
         "resumed": resumed(process, directory),
         "two-site": two_site(process),
         "adaptive": adaptive(process),
         "partly used": partly_used(process),
+        "thawed": thawed(process),
+        "half": half(process),
         "refusals": refusals(process, directory),
     }
     results["shards"] = [type(p.data).__name__ for p in sharded.model.layers.parameters()]

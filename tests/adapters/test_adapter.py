@@ -187,3 +187,53 @@ def test_names_of_torch_keep_their_meaning():
     assert adapter.train() is adapter
     assert adapter.num_parameters == sum(p.numel() for p in adapter.parameters())
     assert "pattern='in layer matrix out'" in repr(adapter)
+
+
+def test_an_adapter_that_was_taken_off_changes_nothing():
+    model, old = adapted("bert")
+    old.detach()
+    attach(model, MetaTT(rank=2))
+    before = state(model)
+    for act in (old.merge, old.detach, old.disabled().__enter__):
+        with pytest.raises(StateError, match="not attached"):
+            act()
+    assert same(state(model), before)
+
+
+def test_a_detach_that_fails_leaves_the_adapter_on():
+    model, adapter = adapted("bert")
+    layer = model.bert.encoder.layer[1].attention.self
+    kept, layer.value = layer.value, nn.Linear(32, 32)
+    with pytest.raises(StateError, match="was replaced after attach"):
+        adapter.detach()
+    layer.value = kept
+    assert all(adapter.adapted(name) for name in adapter.layout.modules)
+    assert adapter.detach() is model
+
+
+def test_originals_keep_their_bits_in_a_narrower_dtype():
+    model, adapter = adapted("bert")
+    before = {name: value.clone() for name, value in model.classifier.state_dict().items()}
+    model.bfloat16()
+    with adapter.disabled():
+        assert model.classifier.weight.dtype == torch.bfloat16
+    model.float()
+    adapter.detach()
+    assert same(model.classifier.state_dict(), before)
+
+
+def test_a_sum_that_overflows_is_not_merged():
+    model = nn.Sequential(nn.Linear(4, 4)).half()
+    adapter = randomize(attach(model, MetaTT(rank=2, alpha=1e6, target_modules="all-linear")))
+    before = model[0].weight.clone()
+    with pytest.raises(NonFiniteError, match=r"W \+ dW of '0' is not finite in torch\.float16"):
+        adapter.merge()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_cores_without_values_are_not_made_real():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4))
+    attach(model, MetaTT(rank=2, target_modules="all-linear"))
+    with pytest.raises(StateError, match="meta device"):
+        model.to_empty(device="cpu")

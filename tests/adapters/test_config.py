@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def test_a_config_goes_through_json():
         dtype=torch.float64,
     )
     assert TTAdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ConfigError, match="unknown options"):
+    with pytest.raises(ConfigError, match="no option of an adapter"):
         TTAdapterConfig.from_dict({"ranks": 3})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.rank = 3
@@ -40,6 +41,10 @@ def test_a_config_goes_through_json():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"r": 8}, ConfigError, "r: no option of an adapter; did you mean 'rank'?"),
+        ({"target_module": ["q"]}, ConfigError, "did you mean 'target_modules'?"),
+        ({"tasks": ["a"]}, ConfigError, "tasks: pattern 'in layer matrix out' has no axis 'task'"),
+        ({"axes": [Axis("expert", size=3)]}, ConfigError, "'expert' is no axis of pattern"),
         ({"rank": 0}, RankError, "rank: expected at least 1, got 0"),
         ({"rank": [1, 2]}, RankError, "3 bonds, got 2 ranks"),
         ({"rank": [1, 0, 2]}, RankError, "at least 1"),
@@ -59,12 +64,13 @@ def test_a_config_goes_through_json():
         ({"head_dim": 0}, ConfigError, "head_dim"),
         ({"layers_to_transform": [-1]}, ConfigError, "layers_to_transform"),
         ({"axes": ["task"]}, ConfigError, "axes: expected Axis objects"),
-        ({"pattern": "in layer layer out"}, PatternError, "repeated"),
+        ({"variant": "in layer layer out"}, PatternError, "repeated"),
+        ({"pattern": "in layer out"}, ConfigError, "first argument"),
     ],
 )
 def test_a_bad_option_is_named(options, error, message):
     with pytest.raises(error, match=message):
-        TTAdapterConfig(**options)
+        MetaTT(**options)
 
 
 def names(config, model=None):
@@ -167,3 +173,38 @@ def test_modules_to_save_can_be_none_or_others():
     attach(model, MetaTT(modules_to_save=["pooler", "classifier"]))
     assert model.classifier.weight.requires_grad
     assert model.bert.pooler.dense.weight.requires_grad
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = MetaTT(
+        "in layer expert out",
+        rank=np.int64(4),
+        alpha=np.float32(2),
+        dropout=np.float64(0.5),
+        layers_to_transform=[np.int64(1)],
+        axes=[Axis("expert", size=np.int32(3))],
+    )
+    assert TTAdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert (config.rank, config.alpha, type(config.rank), type(config.alpha)) == (4, 2.0, int, float)
+
+
+@pytest.mark.parametrize("label", [True, 1.5, None, ("a", "b")])
+def test_labels_are_integers_or_texts(label):
+    with pytest.raises(PatternError, match="labels must be integers or texts"):
+        Axis("expert", labels=[label, "x"])
+
+
+def test_an_axis_is_declared_once():
+    with pytest.raises(ConfigError, match="'task' is declared twice"):
+        MetaTT("4+1d", tasks=["a"], axes=[Axis("task", size=2)])
+    with pytest.raises(PatternError, match="list of labels"):
+        Axis("expert", labels="ab")
+
+
+def test_layers_without_a_width_are_refused():
+    with pytest.raises(ConfigError, match="'0' has the widths 0 and 4; call the model once"):
+        attach(nn.Sequential(nn.LazyLinear(4)), MetaTT(target_modules="all-linear"))
+    with pytest.warns(UserWarning, match="zero-element"):
+        empty = nn.Linear(0, 4)
+    with pytest.raises(ConfigError, match="exclude_modules"):
+        attach(nn.Sequential(empty), MetaTT(target_modules="all-linear"))

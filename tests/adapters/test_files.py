@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.adapters.models import FAMILIES, adapted, bert, logits, randomize
 from ttnet.adapters import load, read
-from ttnet.errors import FormatError, ShapeError, StateError
+from ttnet.errors import DeviceError, FormatError, ShapeError, StateError
 
 
 @pytest.fixture
@@ -191,6 +191,21 @@ def unknown_label(directory):
     rewrite(directory, lambda values: values["layout"]["matrices"][0]["coordinates"].update(layer=17))
 
 
+def entry(path, value):
+    """The damage that puts a value at a path of the config, such as "layout/matrices/0/in"."""
+
+    def damage(directory):
+        def change(values):
+            *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+            for part in parents:
+                values = values[part]
+            values[last] = value
+
+        rewrite(directory, change)
+
+    return damage
+
+
 def no_core(directory):
     path = directory / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path)
@@ -210,6 +225,18 @@ def no_core(directory):
         (list_config, "found another program's file"),
         (next_version, "expected format version 1, found 99"),
         (no_layout, "damaged .*layout"),
+        (entry("layout/matrices", []), "damaged"),
+        (entry("layout/axes", []), "damaged"),
+        (entry("layout/matrices/0/in", "8"), "damaged"),
+        (entry("layout/matrices/0/groups", 0), "damaged"),
+        (entry("layout/matrices/0/coordinates", {}), "damaged"),
+        (entry("layout/head_dim", 0), "damaged .*head_dim is 0"),
+        (entry("layout/factors", {"in": [[32, [4, 8]]]}), "damaged .*factors of 'in'"),
+        (entry("layout/factors", [3]), "damaged"),
+        (entry("base_model/sample", [1.0]), "damaged .*sample"),
+        (entry("base_model/sample", {"nothing": [1.0]}), "damaged .*sample"),
+        (entry("scale", float("nan")), "damaged .*scale"),
+        (entry("modules_to_save", "classifier"), "damaged .*modules_to_save"),
         (unknown_option, "damaged .*flavor"),
         (unknown_label, "damaged .*label"),
         (no_core, "core_2 is missing"),
@@ -296,3 +323,65 @@ def test_a_half_precision_copy_is_the_same_base(saved, tmp_path):
     load(model, saved)
     shutil.copytree(saved, tmp_path / "copy")
     assert read(tmp_path / "copy").train.dtype == torch.float32
+
+
+def with_tasks(tasks, **options):
+    model, adapter = adapted("bert", "4+1d", tasks=tasks, **options)
+    adapter.select(task=tasks[0])
+    return model, adapter
+
+
+def test_labels_in_another_order_are_refused(tmp_path):
+    with_tasks(["a", "b"])[1].save(tmp_path)
+    _, other = with_tasks(["b", "a"])
+    before = other.tensor_train()
+    with pytest.raises(FormatError, match=r"axis 'task': .*\('a', 'b'\).*\('b', 'a'\)"):
+        other.load_weights(tmp_path)
+    assert all(torch.equal(*cores) for cores in zip(before.cores, other.cores.cores, strict=True))
+
+
+def test_weights_bring_their_factor(tmp_path):
+    _, adapter = adapted("bert", rank=3, alpha=6.0, alpha_scaling=True)
+    adapter.save(tmp_path)
+    model, other = adapted("bert", rank=2, alpha=5.0, alpha_scaling=True)
+    with torch.no_grad():
+        logits(model)
+        other.load_weights(tmp_path)
+        name = FAMILIES["bert"].query
+        assert torch.equal(other.delta(name), adapter.delta(name))
+        out = logits(model)
+        other.save(tmp_path / "again")
+        other.merge()
+        torch.testing.assert_close(logits(model), out, rtol=1e-4, atol=1e-5)
+        with pytest.raises(StateError, match=r"load_weights: .*merged"):
+            other.load_weights(tmp_path)
+    assert read(tmp_path / "again").scale == adapter.scale == other.scale
+
+
+def test_heads_are_saved_after_the_adapter_was_taken_off(tmp_path):
+    torch.manual_seed(4)
+    model, adapter = with_tasks(["a", "b"], heads_by="task")
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.normal_()
+    adapter.save(tmp_path / "one")
+    adapter.detach(merge=True)
+    adapter.save(tmp_path / "two")
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    torch.manual_seed(4)
+    load(bert(), tmp_path / "two")
+
+
+def test_a_model_without_values_is_refused(saved):
+    model = bert().to("meta")
+    with pytest.raises(DeviceError, match="meta device"):
+        load(model, saved)
+
+
+def test_matrices_that_share_a_slice_are_saved_and_loaded(tmp_path):
+    model, adapter = adapted("bert", "in layer out", ["query", "value"])
+    adapter.save(tmp_path)
+    other = bert()
+    load(other, tmp_path)
+    assert torch.equal(logits(other), logits(model))

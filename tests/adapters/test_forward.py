@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.adapters.models import FAMILIES, TOKENS, adapted, bert, dense_model, logits, naive_delta, randomize
 from ttnet.adapters import Axis, MetaTT, TTAdapterConfig, attach, load
-from ttnet.errors import PatternError
+from ttnet.errors import ConfigError, PatternError, StateError
 
 ALL = {
     "bert": "all-linear",
@@ -379,3 +379,125 @@ def test_generate_with_a_cache_gives_the_tokens_of_the_merged_model():
     tokens = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **options)
     adapter.merge()
     assert torch.equal(model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **options), tokens)
+
+
+def test_factors_do_not_outlive_tensors_that_stood_in_for_the_cores():
+    model, adapter = adapted("bert")
+    cores = {f"tt_adapter.cores.{name}": p.detach().numpy() for name, p in adapter.cores.named_parameters()}
+    memory = {name: core.copy() for name, core in cores.items()}
+
+    def run(factor):
+        for name, core in cores.items():
+            memory[name][:] = core * factor
+        scaled = {name: torch.from_numpy(core) for name, core in memory.items()}  # new, at the old place
+        with torch.no_grad():
+            return torch.func.functional_call(model, scaled, kwargs={"input_ids": TOKENS}).logits
+
+    outs = [run(factor) for factor in (0.5, 1.0, 1.5)]
+    with torch.no_grad():
+        assert torch.equal(outs[1], logits(model))
+    assert not torch.allclose(outs[0], outs[1], atol=1e-4)
+    assert not torch.allclose(outs[1], outs[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("notice", ["refresh", "eval", "step"])
+def test_cores_changed_past_the_version_counter(notice):
+    model, adapter = adapted("bert")
+    with torch.no_grad():
+        old = logits(model)
+    if notice == "step":
+        logits(model)
+    for core in adapter.cores.core_parameters():
+        core.data.mul_(1.5)
+    if notice != "step":
+        getattr(adapter if notice == "refresh" else model, notice)()
+    with torch.no_grad():
+        out = logits(model)
+    assert not torch.allclose(out, old, atol=1e-3)
+    torch.testing.assert_close(out, logits(model).detach())
+
+
+class Reading(nn.Module):
+    """Reads the weight of its linear module, as the attention of WavLM does, and calls it on demand."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 4), "v_proj": nn.Linear(4, 4)})])
+
+    def forward(self, x, called=()):
+        for name, module in self.layers[0].items():
+            x = module(x) if name in called else nn.functional.linear(x, module.weight, module.bias)
+        return x
+
+
+def test_an_adapter_that_nothing_calls_is_warned_of_once():
+    model = Reading()
+    adapter = attach(model, MetaTT(rank=2))
+    with torch.no_grad():
+        model(torch.randn(2, 4))
+    with adapter.disabled():
+        model(torch.randn(2, 4))
+    with pytest.warns(UserWarning, match=r"no adapted module was called, 'layers\.0\.q_proj' and the others"):
+        model(torch.randn(2, 4))
+    model(torch.randn(2, 4))
+
+
+class Router(nn.Linear):
+    def forward(self, hidden_states, scale=1.0):
+        scores = super().forward(hidden_states)
+        return scale * scores, scores
+
+
+class Scaled(nn.Linear):
+    def forward(self, hidden_states, scale=1.0):
+        return scale * super().forward(hidden_states)
+
+
+def test_a_module_may_be_called_by_name_and_with_more():
+    model = nn.ModuleList([Scaled(4, 4), nn.Linear(4, 4), Router(4, 4)])
+    adapter = randomize(attach(model, MetaTT("in layer out", rank=2, target_modules="all-linear")))
+    assert list(adapter.layout.modules) == ["0", "1"]  # a router returns no product
+    x = torch.randn(3, 4)
+    change = x @ adapter.delta("0")
+    torch.testing.assert_close(model[0](x, 3.0), model[0].base(x, 3.0) + change)
+    torch.testing.assert_close(model[0](hidden_states=x, scale=2.0), model[0].base(x, 2.0) + change)
+    torch.testing.assert_close(model[1](input=x), model[1](x))
+    with pytest.raises(TypeError, match="expected a tensor"):
+        model[1]()
+    with adapter.disabled():
+        assert torch.equal(model[0](hidden_states=x, scale=2.0), model[0].base(x, 2.0))
+    adapter.detach()
+    attach(model, MetaTT("in out", rank=2, target_modules=["2"]))
+    with pytest.raises(ConfigError, match=r"'2' is Router and returns tuple.*exclude_modules=\['2'\]"):
+        model[2](x)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_torch_encoders_make_no_nested_tensors_while_they_are_adapted():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, padding = torch.randn(2, 4, 16), torch.tensor([[False] * 4, [False, False, True, True]])
+    with torch.no_grad():
+        before = model(x, src_key_padding_mask=padding)
+        adapter = attach(model, MetaTT(rank=2, target_modules="all-linear"))
+        out = model(x, src_key_padding_mask=padding)
+        torch.testing.assert_close(out[~padding], before[~padding])
+        adapter.detach()
+        assert torch.equal(model(x, src_key_padding_mask=padding), before)
+
+
+def test_a_part_that_runs_without_grad_is_named():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower, self.layers = nn.ModuleList([nn.Linear(4, 4)]), nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.tower[0](x)
+            return self.layers[0](x)
+
+    model = Tower()
+    attach(model, MetaTT("in stack out", rank=2, target_modules="all-linear"))
+    with pytest.raises(StateError, match=r"'tower\.0' runs without grad.*exclude_modules"):
+        model(torch.randn(2, 4))

@@ -123,3 +123,37 @@ def test_what_cannot_start_from_gradients_is_refused():
     adapter = attach(model, MetaTT("4d", rank=2, target_modules="all-linear", diagonal=["layer"]))
     with pytest.raises(ConfigError, match="no diagonal cores"):
         initialize_from_gradients(adapter, [0.0], loss_of(model))
+
+
+def test_places_that_share_a_mode_do_not_count_twice():
+    found = []
+    for pattern in ("in layer task matrix out", "in layer (task matrix) out"):
+        torch.manual_seed(4)
+        model = FAMILIES["bert"].build()
+        adapter = attach(
+            model, MetaTT(pattern, rank=1, tasks=["a", "b", "c"], target_modules=["query", "value"])
+        )
+        adapter.select(task="a")
+        found.append(initialize_from_gradients(adapter, [0.3], loss_of(model)).captured)
+    assert found[0] < 0.99
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
+def test_ranks_that_the_gradient_cannot_fill():
+    model, adapter = adapted("bert", rank=(8, 1, 1), random=False)
+    with torch.no_grad():
+        base = logits(model)
+    initialize_from_gradients(adapter, [0.3], loss_of(model))
+    assert adapter.cores.ranks == (1, 8, 1, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(logits(model), base)
+
+
+def test_a_start_while_one_task_is_trained_is_refused():
+    model = FAMILIES["bert"].build()
+    adapter = attach(model, MetaTT("4+1d", rank=2, tasks=["a", "b"], init="normal"))
+    adapter.train_only("a")
+    before = [core.detach().clone() for core in adapter.cores.cores]
+    with pytest.raises(StateError, match="train_only is on"):
+        initialize_from_gradients(adapter, [0.0], loss_of(model))
+    assert all(torch.equal(one, other) for one, other in zip(before, adapter.cores.cores, strict=True))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tests.adapters.models import adapted, logits
@@ -80,3 +81,42 @@ def test_what_has_no_moments_is_refused():
         input_moments(adapter, [], print)
     with pytest.raises(ConfigError, match="ridge"):
         input_moments(adapter, [0], print, ridge=-1.0)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["encoder_attn.k_proj"]])
+def test_the_padding_of_the_encoder_is_not_that_of_the_decoder(targets):
+    config = transformers.BartConfig(
+        vocab_size=40,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=16,
+        decoder_start_token_id=2,
+    )
+    torch.manual_seed(3)
+    model = transformers.BartForConditionalGeneration(config).eval()
+    adapter = attach(model, MetaTT("in stack matrix out", rank=2, target_modules=targets))
+    tokens, mask, other = torch.arange(10).view(2, 5) + 3, torch.ones(2, 5).long(), torch.ones(2, 5).long()
+    mask[0, 2:], other[1, 1:] = 0, 0
+    seen = {}
+
+    def keep(name):
+        return lambda _, args: seen.update({name: args[0].detach()})
+
+    names = list(adapter.layout.modules)
+    handles = [adapter.adapted(name).register_forward_pre_hook(keep(name)) for name in names]
+    batch = {"input_ids": tokens, "attention_mask": mask, "decoder_input_ids": tokens}
+    for extra in ({}, {"decoder_attention_mask": other}):
+        metric = input_moments(adapter, [batch | extra], lambda rows: model(**rows), ridge=0.0)
+        wanted = []
+        for name in names:
+            own = mask if "decoder" not in name or "k_proj" in name else extra.get("decoder_attention_mask")
+            x = seen[name][own.bool()] if own is not None else seen[name].flatten(0, 1)
+            wanted.append(x.T @ x / len(x))
+        torch.testing.assert_close(metric[0], torch.stack(wanted).mean(0), rtol=1e-4, atol=1e-5)
+    for handle in handles:
+        handle.remove()

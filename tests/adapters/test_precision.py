@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.adapters.models import FAMILIES, TOKENS, logits, naive_delta, randomize
-from ttnet.adapters import MetaTT, TTAdapterConfig, attach
+from ttnet.adapters import MetaTT, TTAdapterConfig, attach, workspace
 from ttnet.errors import StateError
 from ttnet.optim import DMRGScheduler
 
@@ -269,3 +269,82 @@ def test_cores_of_a_dtype_of_their_own():
     model.zero_grad()
     logits(model).float().square().mean().backward()
     assert {core.grad.dtype for core in adapter.cores.core_parameters()} == {torch.float64}
+
+
+class Checkpointed(nn.Module):
+    """Layers that are checkpointed one by one, or not."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.inside else layer(x)
+            x = torch.tanh(x)
+        return x
+
+
+@pytest.mark.parametrize("where", ["layers", "model", "submodule"])
+def test_pending_passes_are_recomputed_for_the_tasks_of_their_forward(where):
+    model = Checkpointed(inside=False)
+    config = MetaTT("in layer task out", rank=2, tasks=["a", "b"], target_modules="all-linear")
+    adapter = randomize(attach(model, config))
+    x, cores = torch.randn(3, 6), adapter.cores.core_parameters()
+
+    def total(run):
+        parts = []
+        for power, task in enumerate(("a", "b", ["b", "a", "a"]), start=1):
+            adapter.select(task=task)
+            parts.append(run(x).square().sum() * power)
+        adapter.select(task="b")
+        return sum(parts)
+
+    runs = {
+        "layers": model,
+        "model": lambda x: checkpoint(model, x, use_reentrant=False),
+        "submodule": lambda x: checkpoint(model.layers[1], x, use_reentrant=False),
+    }
+    plain = torch.autograd.grad(total(model.layers[1] if where == "submodule" else model), cores)
+    model.inside = where == "layers"
+    assert_close(torch.autograd.grad(total(runs[where]), cores), plain, 1e-5)
+    assert not adapter.workspace._passes  # nothing of a pass outlives its graph
+
+
+def test_a_recomputation_of_an_unknown_selection_is_refused(monkeypatch):
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6)])
+
+        def forward(self, x):
+            def inner(x):
+                return checkpoint(self.layers[0], x, use_reentrant=False)
+
+            return checkpoint(inner, x, use_reentrant=False)
+
+    model = Nested()
+    config = MetaTT("in task out", rank=2, tasks=["a", "b"], target_modules="all-linear")
+    adapter = randomize(attach(model, config))
+    x, cores = torch.randn(3, 6, requires_grad=True), adapter.cores.core_parameters()
+    adapter.select(task="a")
+    wanted = torch.autograd.grad(model.layers[0](x).square().sum(), cores)
+    loss = model(x).square().sum()
+    adapter.select(task="b")
+    other = torch.autograd.grad(model.layers[0](x).sum(), cores)
+    both = [one + two for one, two in zip(wanted, other, strict=True)]
+    assert_close(torch.autograd.grad(loss + model(x).sum(), cores), both, 1e-5)
+    with pytest.raises(StateError, match="not known for which selection"):
+        checkpoint(model, x, use_reentrant=True).sum().backward()
+    adapter.select(task="a")
+    monkeypatch.setattr(workspace, "_top_hooks", None)  # as torch < 2.8
+    loss = model(x).square().sum()
+    adapter.select(task="b")
+    assert_close(torch.autograd.grad(loss, cores), wanted, 1e-5)
+    adapter.select(task="a")
+    loss = model(x).square().sum()
+    model.layers[0](x)
+    adapter.select(task="b")
+    with pytest.raises(StateError, match="call backward before the next select"):
+        loss.backward()

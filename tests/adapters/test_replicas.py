@@ -128,10 +128,29 @@ def test_removed_replicas_keep_their_own_gradients(results):
     assert not first["replicated"]
 
 
+def test_thawed_parameters_of_the_base_are_averaged_too(results):
+    first, second = (result["thawed"] for result in results)
+    assert same_bits(first["averaged"], second["averaged"])
+    torch.testing.assert_close(first["averaged"], (first["own"] + second["own"]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_an_evaluation_after_replication_sees_the_cores_that_were_sent(results):
+    first, second = (result["thawed"] for result in results)
+    assert same_bits(first["outputs"], second["outputs"])
+
+
+def test_a_base_in_half_precision_has_heads_in_single(results):
+    first, second = (result["half"]["parameters"] for result in results)
+    assert same_bits(first, second)
+    assert {p.dtype for p in first} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ("merge", "DTypeError: merge: the model's weights are sharded"),
+        ("group", "ConfigError: process_group: expected one of all 2 processes"),
+        ("removed", "StateError: scheduler.step: the trains are not replicated any more"),
         ("twice", "StateError: replicate: the adapter is replicated already"),
         ("differ", "ShapeError: adapter: expected the same cores"),
         ("replicate", "StateError: replicate: the adapter's own parameters are sharded"),

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,16 +62,69 @@ def test_each_sample_reads_its_own_task(name, variant):
 
 
 def test_tokens_may_be_flattened_and_beams_are_told():
-    model = nn.Sequential(nn.Linear(4, 4))
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x, flatten):
+            return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if flatten else self.inner(x)
+
+    model = Flat()
     config = TTAdapterConfig(
         pattern="in task out", rank=2, axes=[Axis("task", size=2)], target_modules="all-linear"
     )
     adapter = randomize(attach(model, config))
     x = torch.randn(3, 5, 4)
     adapter.select(task=torch.tensor([1, 0, 1]))
-    torch.testing.assert_close(model(x.flatten(0, 1)), model(x).flatten(0, 1))
+    torch.testing.assert_close(model(x, True), model(x, False))
     with pytest.raises(ShapeError, match=r"3 samples.*batch of 6.*repeat_interleave"):
-        model(torch.randn(6, 5, 4))
+        model(torch.randn(6, 5, 4), False)
+
+
+class Routed(nn.Module):
+    """Each token of (batch, tokens, width) is sent to one of two experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x):
+        flat = x.reshape(-1, 4)
+        picked, out = (flat[:, 0] > 0).long(), torch.zeros_like(flat)
+        for k, expert in enumerate(self.experts):
+            out[picked == k] = expert(flat[picked == k])
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_batch_whose_samples_are_not_known_is_refused(grad):
+    model = nn.Sequential(nn.Linear(4, 4))
+    config = TTAdapterConfig(
+        pattern="in task out", rank=2, axes=[Axis("task", size=2)], target_modules="all-linear"
+    )
+    adapter = randomize(attach(model, config))
+    adapter.select(task=torch.tensor([1, 0]))
+    with torch.set_grad_enabled(grad):
+        model(torch.randn(2, 4))
+        for size in (4, 0, 1):
+            with pytest.raises(ShapeError, match=rf"2 samples, the model got a batch of {size}"):
+                model(torch.randn(size, 4))
+        with pytest.raises(ShapeError, match="'0' got a batch of 4 tokens"):
+            model[0](torch.randn(4, 4))
+        with pytest.raises(ShapeError, match="the model got a batch of 4"):
+            model(input=torch.randn(4, 4))
+        model = nn.Sequential(Routed())
+        adapter = randomize(attach(model, config))
+        x = torch.randn(2, 4, 4)
+        x[:, :2, 0], x[:, 2:, 0] = -1.0, 1.0  # each expert gets as many tokens as samples, or a multiple
+        adapter.select(task=[1, 0])
+        with pytest.raises(ShapeError, match=r"experts\.0' got a batch of 4 tokens.*exclude_modules"):
+            model(x)
+        with pytest.raises(ShapeError, match="got a batch of 2 tokens"):
+            model(x[:, 1:3])
+        adapter.select(task=1)
+        model(x)
 
 
 @pytest.mark.filterwarnings("default")
@@ -412,3 +466,104 @@ def test_heads_need_an_axis_that_is_selected():
         attach(bert(), MetaTT("4+1d", tasks=TASKS, heads_by="layer"))
     with pytest.raises(ConfigError, match=r"write tasks=\['rte'\]"):
         MetaTT("4+1d", tasks="rte")
+
+
+def test_a_new_head_is_trained_by_the_optimizer_of_the_others():
+    model, adapter = with_tasks(heads_by="task")
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(1e-2, head_lr=3e-2))
+    adapter.select(task="rte")
+    logits(model).sum().backward()
+    optimizer.step()
+    adapter.add_task("new", optimizer=optimizer)
+    adapter.select(task="new")
+    head = model.classifier.places[3]
+    before = head.weight.detach().clone()
+    optimizer.zero_grad()
+    logits(model).sum().backward()
+    optimizer.step()
+    assert not torch.equal(head.weight, before)
+    (group,) = [g for g in optimizer.param_groups if any(p is head.weight for p in g["params"])]
+    assert group["lr"] == 3e-2
+
+
+def test_a_new_head_is_where_the_others_are_and_starts_as_the_original():
+    model, adapter = with_tasks(heads_by="task")
+    original = model.classifier.places[0].weight.detach().clone()
+    with torch.no_grad():
+        model.classifier.places[0].weight.add_(1.0)
+    with adapter.disabled():
+        adapter.add_task("new")
+    assert torch.equal(model.classifier.places[3].weight, original)
+    model.double()
+    adapter.add_task("another")
+    adapter.select(task="another")
+    assert logits(model).dtype == torch.float64
+
+
+def test_a_selection_is_a_copy_and_arrays_are_refused():
+    model, adapter = with_tasks()
+    places, labels = torch.tensor([1, 0, 2]), ["rte", "cola", "mrpc"]
+    for value in (places, labels):
+        adapter.select(task=value)
+        with torch.no_grad():
+            out = logits(model)
+        value[0] = value[2]
+        with adapter.selected(task="cola"):
+            pass
+        with torch.no_grad():
+            assert torch.equal(logits(model), out)
+    with pytest.raises(ConfigError, match=r"got ndarray; write torch\.as_tensor"):
+        adapter.select(task=np.array([0, 1]))
+    with pytest.raises(ConfigError, match="got ndarray"):
+        adapter.select(task=np.array(["rte", "cola"]))
+    adapter.select(task=np.str_("rte"))
+
+
+def test_one_task_is_trained_where_the_model_was_moved(device):
+    model, adapter = with_tasks()
+    adapter.train_only("rte")
+    model.to(device)
+    model(input_ids=TOKENS.to(device)).logits.sum().backward()
+    gradient = adapter.cores.core_2.grad
+    assert torch.count_nonzero(gradient[:, [0, 2]]) == 0
+    assert torch.count_nonzero(gradient[:, 1]) > 0
+
+
+def test_a_merge_is_for_one_selection():
+    model, adapter = with_tasks(heads_by="task")
+    with adapter.selected(task="rte"), pytest.raises(StateError, match="inside `with adapter"):
+        adapter.merge()
+    adapter.select(task="rte")
+    adapter.merge()
+    with torch.no_grad():
+        merged = logits(model)
+        with adapter.disabled():
+            with pytest.raises(StateError, match="merged for other places"):
+                adapter.select(task="cola")
+            with pytest.raises(StateError, match="merged for other places"), adapter.selected(task="cola"):
+                pass
+        assert torch.equal(logits(model), merged)
+    adapter.unmerge()
+    with adapter.selected(task="cola"):
+        adapter.detach(merge=True)
+
+
+def test_training_one_task_is_refused_before_anything_changes():
+    _, adapter = with_tasks(frozen=("task",))
+    with pytest.raises(StateError, match=r"core 2 \(axis 'task'\) is frozen"):
+        adapter.train_only("rte")
+    model, adapter = with_tasks(random=False, heads_by="task")
+    adapter.select(task="cola")
+    with pytest.raises(StateError, match="still zero"):
+        adapter.train_only("rte")
+    assert adapter.selected_places("task") == 0
+    assert all(p.requires_grad for p in (*adapter.cores.parameters(), *model.classifier.parameters()))
+
+
+def test_one_task_is_trained_while_another_axis_waits():
+    model, adapter = with_tasks(
+        variant="in layer task expert matrix out", heads_by="task", axes=[Axis("expert", size=2)]
+    )
+    adapter.train_only(task="rte")
+    assert adapter.trained_only == {"task": "rte"}
+    assert [p.requires_grad for p in model.classifier.parameters()] == [False] * 2 + [True] * 2 + [False] * 2

@@ -158,3 +158,66 @@ def test_help(ttnet, command):
     code, shown, _ = ttnet(command, "--help")
     assert code == 0
     assert "LoRA" in shown
+
+
+def tasked(directory, labels):
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8)))
+    attach(model, MetaTT("4+1d", rank=2, target_modules="all-linear", tasks=labels)).save(directory)
+
+
+def test_a_task_is_selected_by_the_text_of_its_label(ttnet, tmp_path):
+    tasked(tmp_path / "tt", [10, 11])
+    words = ("export", tmp_path / "tt", "--out", tmp_path / "out")
+    code, _, errors = ttnet(*words)
+    assert code == 2
+    assert "--select task=10" in line(errors)
+    code, _, errors = ttnet(*words, "--select", "task=10", "--select", "task=11")
+    assert code == 2
+    assert "given twice" in line(errors)
+    assert not (tmp_path / "out").exists()
+    code, _, errors = ttnet(*words, "--select", "task=11")
+    assert code == 0, errors
+
+
+def test_compress_does_not_replace_its_source(ttnet, lora):
+    before = {path.name: path.read_bytes() for path in lora.iterdir()}
+    code, _, errors = ttnet("compress", lora, "--out", lora, "--overwrite")
+    assert code == 2
+    assert "peft adapter of type LORA" in line(errors)
+    assert {path.name: path.read_bytes() for path in lora.iterdir()} == before
+
+
+def test_export_replaces_a_lora_when_told(ttnet, saved, lora):
+    assert ttnet("export", saved, "--out", lora)[0] == 2
+    (lora / "adapter_config.json").write_text("{")
+    assert ttnet("export", saved, "--out", lora, "--overwrite")[0] == 0
+    read_lora(lora)
+
+
+def test_compress_of_the_working_directory(ttnet, lora, tmp_path, monkeypatch):
+    monkeypatch.chdir(lora)
+    code, _, errors = ttnet("compress", ".", "--pattern", "4+1d", "--out", tmp_path / "out")
+    assert code == 0, errors
+    assert {axis.name: axis.labels for axis in read(tmp_path / "out").layout.axes}["task"] == ("lora",)
+
+
+def test_brackets_are_shown_as_they_are(ttnet, tmp_path):
+    tasked(tmp_path / "a[b]", ["[bold]", "[/x]"])
+    code, shown, errors = ttnet("inspect", tmp_path / "a[b]")
+    assert code == 0, errors
+    assert "a[b]" in shown
+    assert "[bold], [/x]" in shown
+
+
+def test_inspect_of_a_run_without_a_train(ttnet, tmp_path):
+    (tmp_path / "result.json").write_text('{"method": "lora"}')
+    code, _, errors = ttnet("inspect", tmp_path)
+    assert code == 2
+    assert "--method lora" in line(errors)
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("finetune", True), ("export", False)])
+def test_an_interruption_mentions_resume_where_it_is_one(command, resumes):
+    from ttnet.cli.errors import message
+
+    assert ("--resume" in message(KeyboardInterrupt(), resumable=resumes)) == (command == "finetune")

@@ -261,3 +261,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(finetune, monkeypatch):
 def test_quiet_prints_nothing(finetune):
     _, code, printed, errors = finetune("--rank", 2, "--quiet")
     assert (code, printed, errors) == (0, "", "")
+
+
+def test_a_size_that_was_not_reached_is_told(finetune):
+    _, code, printed, errors = finetune("--rank", 4, "--max-parameters", 10, "--max-cut", 1)
+    assert code == 0, errors
+    assert "more than --max-parameters 10" in " ".join(printed.split())

@@ -217,7 +217,7 @@ def test_a_module_that_its_model_passes_over_is_warned_of():
             "bert",
             {"pattern": "5d", "head_dim": 12},
             ShapeError,
-            "12 does not divide .* give head_dim=4, which",
+            "12 does not divide .* give head_dim=32, which",
         ),
         (
             "qwen2-moe",

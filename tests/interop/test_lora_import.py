@@ -227,7 +227,7 @@ def exported(directory, pattern="4d", rank=4, seed=0, noise=0.0, **options):
             size = noise * float((b @ a).norm() / (more[1] @ more[0]).norm())
             factors[name] = torch.cat([a, more[0]]), torch.cat([b, size * more[1]], 1)
         files = LoraFiles(factors=factors, scales=dict.fromkeys(factors, 1.0))
-        write_lora(directory, files, targets=list(factors), fan_in_fan_out=False)
+        write_lora(directory, files, targets=list(factors), fan_in_fan_out=False, overwrite=True)
     return adapter
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from tests.adapters.models import TOKENS, bert, llama
 from tests.interop.peft_models import config, cores, loss_of, randomize, run, wrapped
 from ttnet.adapters import MetaTT
-from ttnet.errors import StateError
+from ttnet.errors import ConfigError, PatternError, StateError
 from ttnet.interop.peft import MetaTTConfig
 from ttnet.optim import DMRGScheduler
 
@@ -154,3 +154,21 @@ def test_tasks_are_selected_through_peft(tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(twin, tmp_path)
     loaded.select(task="mrpc")
     assert torch.equal(run(loaded), both[1])
+
+
+def test_tasks_are_declared_by_name(tmp_path: Path) -> None:
+    made = MetaTTConfig(pattern="4+1d", rank=3, tasks=["rte", "mrpc"], target_modules=["query", "value"])
+    assert made.options.axes[0].labels == ("rte", "mrpc")
+    model = wrapped(bert(), made)
+    model.select(task="mrpc")
+    model.save_pretrained(str(tmp_path))
+    PeftModel.from_pretrained(bert(), str(tmp_path)).select(task="rte")
+    with pytest.raises(ConfigError, match=r"tasks=\['rte'\]"):
+        MetaTTConfig(pattern="4+1d", tasks="rte")
+    with pytest.raises((ConfigError, PatternError), match="task"):
+        MetaTTConfig(pattern="4d", tasks=["rte"])
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(PatternError, match=r"4d, 5d, 4\+1d or a pattern, got '6d'"):
+        MetaTTConfig(pattern="6d")

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ttnet.optim.distributed import agree, broadcast, is_distributed
+from ttnet.optim.distributed import agree, broadcast, gather, is_distributed, mean, together
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -25,6 +25,9 @@ def test_one_process_asks_nobody():
     tensor = torch.ones(2)
     broadcast([tensor])
     assert torch.equal(tensor, torch.ones(2))
+    assert gather(value) == together("nothing", lambda: value) == [value]
+    assert mean([None]) is None
+    assert mean([1.0, None, 2.0]) == 1.5
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,8 @@ def test_process_0_decides(results):
         assert result["is_distributed"]
         assert result["agree"] == (0, "from process 0")
         assert torch.equal(result["broadcast"], torch.arange(3.0))
+        # Caches of what is computed from a tensor know by its version that it was written.
+        assert result["version"] > 0
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -78,6 +83,8 @@ def test_all_processes_hold_the_same_bits(results, job):
     assert same_bits(first["states"], second["states"])
     assert first["ranks"] == second["ranks"]
     assert any(ranks is not None for ranks in first["ranks"])
+    assert first["before"] == second["before"]
+    assert first["after"] == second["after"]
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -118,3 +125,42 @@ def test_the_schedule_is_followed_and_compaction_keeps_the_train(results):
         assert result["sgd"]["ranks"] == [None, (2, 2), None, None]
         assert result["sgd"]["compact"] == (2, 2)
         assert all(result[job]["drift"] < 1e-12 for job in JOBS)
+
+
+@pytest.mark.parametrize("metric", ["strided", "whole numbers"])
+def test_the_mean_of_the_metrics_counts_whatever_their_memory_is(results, metric):
+    for result in results:
+        assert result["metrics"][metric] == pytest.approx(result["metrics"][metric + " expected"], rel=1e-6)
+
+
+def test_a_loss_that_fails_in_one_process_ends_a_cut_in_all(results):
+    for ranks in ("schedule", "adaptive"):
+        first, second = (result["refusals"][f"loss, {ranks}"] for result in results)
+        assert first == "StateError: problem: failed in 1 of 2 processes; their own messages say why, " + (
+            "and no train was changed"
+        )
+        assert second == "ValueError: no more data"
+
+
+def test_one_process_may_have_the_only_loss(results):
+    first, second = (result["only loss"] for result in results)
+    assert first == second
+    assert all(isinstance(value, float) for value in first)
+
+
+@pytest.mark.parametrize(
+    ("call", "messages"),
+    [
+        ("gradient", ("StateError: scheduler.step: failed in 1 of 2", "StateError: scheduler.step: core 0")),
+        ("epoch", ("StateError: scheduler.step: expected the same epoch and the same shapes",) * 2),
+        ("ranks", ("StateError: scheduler.step: expected the same epoch and the same shapes",) * 2),
+        ("state", ("StateError: scheduler.step: expected the same epoch and the same shapes",) * 2),
+        ("values", ("StateError: scheduler.step: desynchronized, the processes hold different cores",) * 2),
+        ("torn", ("StateError: scheduler.step: the trains are not replicated any more",) * 2),
+        ("shapes", ("ConfigError: keep_shapes: expected True or None in several processes",) * 2),
+    ],
+)
+def test_processes_that_have_come_apart_are_refused_and_keep_their_trains(results, call, messages):
+    for result, message in zip(results, messages, strict=True):
+        assert result["refusals"][call].startswith(message)
+        assert result["unchanged"][call]

@@ -169,8 +169,52 @@ def test_a_metric_that_sees_nothing_is_left_aside():
     first[0, :3] = torch.randn(3, 3, dtype=torch.float64)
     cores = (first, torch.randn(3, 5, 1, dtype=torch.float64))
     metric = [torch.diag(torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64)), None]
-    cut = rounding_cut(cores, (2,), norm=norm_of(metric, cores))
-    torch.testing.assert_close(contract(cut.cores), contract(rounding_cut(cores, (2,)).cores))
+    assert norm_of(metric, cores) == Norm()
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+    turned = (torch.einsum("mn,lnr->lmr", turn, first), cores[1])
+    # Here roundoff is seen, and nothing else; and a train of zeros says nothing about the metric.
+    assert norm_of([turn @ metric[0] @ turn.T, None], turned) == Norm()
+    assert norm_of(metric, [torch.zeros_like(core) for core in cores]).name == "metric"
+    assert norm_of([turn @ metric[0] @ turn.T, None], cores).name == "metric"
+
+
+def test_a_sweep_whose_metric_sees_nothing_is_a_plain_one():
+    """Were its errors measured in the metric, all of them would be zero, and everything would be cut."""
+    found = []
+    blind = torch.diag(torch.tensor([0.0] * 6 + [1.0] * 2, dtype=torch.float64))
+    for metric in (None, [blind, None, None]):
+        parameter = TTParameter(random_cores((8, 3, 7), 6, seed=0, dtype=torch.float64))
+        with torch.no_grad():
+            parameter.core_parameters()[0][:, 6:] = 0
+        optimizer = torch.optim.SGD(parameter.parameters())
+        rule = AdaptiveRanks(max_error=0.3, max_cut=6)
+        report = DMRGScheduler(optimizer, parameter, ranks=rule, metric=metric).step()
+        assert report.norm == "frobenius"
+        found.append((report.ranks_after, report.relative_error, report.discarded_weight))
+    assert found[0] == found[1]
+    assert 0 < found[0][1] <= 0.3
+
+
+@pytest.mark.parametrize("targets", [(6, 5), (4, 6)])
+@pytest.mark.parametrize("rank", [3, 8])
+def test_no_gauge_changes_what_is_cut(targets, rank):
+    cores = random_cores((8, 5, 7), 6, seed=2, dtype=torch.float64)
+    metric = [positive(8, rank=rank), None, None]
+    norm_ = norm_of(metric, cores)
+    cuts = [rounding_cut(cores, targets, gauge=gauge, norm=norm_) for gauge in GAUGES]
+    for cut in cuts[1:]:
+        torch.testing.assert_close(contract(cut.cores), contract(cuts[0].cores), rtol=1e-10, atol=1e-10)
+        assert cut.discarded_weight == pytest.approx(cuts[0].discarded_weight, rel=1e-10, abs=1e-12)
+    # A bond that is not cut keeps what the metric does not see of it.
+    cut = rounding_cut(cores, (6, 6), gauge="balanced", norm=norm_)
+    torch.testing.assert_close(contract(cut.cores), contract(cores), rtol=1e-10, atol=1e-10)
+
+
+def test_whole_numbers_and_half_precision_are_metrics():
+    cores = {"a": random_cores((3, 4), 2, seed=0)}
+    for dtype in (torch.int64, torch.bool, torch.float16, torch.bfloat16):
+        found = norms_now([torch.eye(3).to(dtype), None], cores, ["a"])["a"].roots[0]
+        torch.testing.assert_close(found, torch.eye(3, dtype=found.dtype))
 
 
 def test_uncut_bonds_keep_every_bit():
@@ -318,7 +362,7 @@ def test_adaptive_ranks_decide_in_the_metric():
 
 def test_a_measure_is_given_weighted_trains():
     def measure(before: Any, after: Any) -> dict[str, float]:
-        slices = contract(before), contract(after)
+        slices = before.full(), after.full()
         return {str(k): norm(slices[0][:, k] - slices[1][:, k]) / norm(slices[0][:, k]) for k in range(3)}
 
     net, _, scheduler = swept(Net.metric, measure=measure)

@@ -1,8 +1,7 @@
 """`TTAdapter`: one train behind the chosen matrices of a frozen model."""
 
-import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,18 @@ from ttnet.adapters.cores import AdapterCores
 from ttnet.adapters.factors import Mixture, relative_errors
 from ttnet.adapters.groups import parameter_groups
 from ttnet.adapters.heads import PlaceHeads
-from ttnet.adapters.linear import AdaptedLinear, replace_module
-from ttnet.adapters.merging import check_trainable, merged_weights, refuse_sharded
-from ttnet.adapters.run_time import RunTimeAxes
+from ttnet.adapters.linear import AdaptedLinear, replace_modules
+from ttnet.adapters.merging import check_trainable, refuse_sharded
 from ttnet.adapters.selection import check_axes, select
+from ttnet.adapters.states import NAME, ModelStates
 from ttnet.adapters.structure import Layout
+from ttnet.adapters.ties import are_tied_outside, copy_together
 from ttnet.adapters.workspace import Workspace, is_traced
 from ttnet.errors import StateError
 from ttnet.tensor_train import TensorTrain
 
-NAME = "tt_adapter"
-"""Name under which the adapter is registered at the model's root."""
 
-
-class TTAdapter(RunTimeAxes):
+class TTAdapter(ModelStates):
     """The adapter of a model; `attach` and `load` make one.
 
         y = base(x) + x dW,    dW = alpha [in]--[layer]--[matrix]--[out]
@@ -76,14 +73,20 @@ class TTAdapter(RunTimeAxes):
         self.workspace = Workspace(self.cores, layout, scale)
         # Neither the model nor the originals are submodules: that would be a cycle, and save them twice.
         self.__dict__["model"] = model
-        self.__dict__["_originals"] = {
-            name: _frozen_copy(model.get_submodule(name)) for name in saved_modules
-        }
+        present = {name: model.get_submodule(name) for name in saved_modules}
+        copies = copy_together(present)
+        self._tied = are_tied_outside(model, present.values())
+        if self._tied:  # what is trained gets weights of its own, the rest of the model keeps what it shares
+            replace_modules(model, copies)
+        self.__dict__["_originals"] = present if self._tied else copies
+        self.__dict__["_trained"] = {}
         self._weights: dict[str, Tensor] = {}
-        self._disabled = 0
+        self._disabled = self._selecting = 0
+        self._merges_again = False
         self._aside = False  # whether the modules trained whole stand aside for their originals
         self._trainable: dict[str, bool] = {}
         self._handles: list[Any] = []
+        self._nested: list[str] = []  # encoders that made nested tensors before
         self.trained_only: dict[str, Label] | None = None
         self._confinement: Confinement | None = None
         self._install()
@@ -180,109 +183,10 @@ class TTAdapter(RunTimeAxes):
             PatternError: The pattern has no such axis.
             ConfigError: A rate that is negative or not finite, a frozen core, or two rates for one core.
         """
-        heads = [parameter for module in self._saved_modules().values() for parameter in module.parameters()]
+        heads = tuple(dict.fromkeys(p for m in self._saved_modules().values() for p in m.parameters()))
         return parameter_groups(
             self.cores.core_parameters(), self.config, heads, lr, core_lr or {}, head_lr, weight_decay
         )
-
-    # States ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The model as it was before `attach`, to the bit, for as long as the context lasts.
-
-        Weights that are merged are unmerged meanwhile, and modules trained whole give way to their originals.
-        """
-        merged = self.merged
-        if merged:
-            self.unmerge()
-        self._disabled += 1
-        self._update()
-        if self._disabled == 1:
-            self._exchange_saved_modules()
-        try:
-            yield
-        finally:
-            if self._disabled == 1:
-                self._exchange_saved_modules()
-            self._disabled -= 1
-            self._update()
-            if merged:
-                self.merge()
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Add every dW to its weight, so that the model runs at its own speed. The old weights are kept.
-
-        Raises:
-            StateError: It is merged already, or disabled.
-            DTypeError: A weight that is quantized or sharded.
-            NonFiniteError: A dW that is not finite; no weight is changed.
-        """
-        if self.merged:
-            raise StateError("merge: the adapter is merged already; call unmerge() first")
-        if self._disabled:
-            raise StateError("merge: the adapter is disabled; leave `with adapter.disabled()` first")
-        new = merged_weights(self)
-        for name, value in new.items():
-            weight = self.adapted(name).weight
-            self._weights[name] = weight.detach().clone()
-            weight.copy_(value)
-        self._update()
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Restore the weights as they were before `merge`, to the bit.
-
-        Raises:
-            StateError: It is not merged.
-        """
-        if not self.merged:
-            raise StateError("unmerge: the adapter is not merged; call merge() first")
-        for name, weight in self._weights.items():
-            self.adapted(name).weight.copy_(weight)
-        self._weights = {}
-        self._update()
-
-    def detach(self, *, merge: bool = False) -> nn.Module:
-        """Take the adapter off the model; it keeps its cores, the model knows nothing of it any more.
-
-        Args:
-            merge: Whether the model keeps what was learned: dW in its weights, and the modules trained whole.
-                Otherwise it is the model that was given to `attach`, weights and `requires_grad` alike.
-
-        Returns:
-            The model.
-
-        Raises:
-            StateError: It is detached already, or disabled at the moment.
-        """
-        model: nn.Module = self.__dict__["model"]
-        if getattr(model, NAME, None) is not self:
-            raise StateError("detach: the adapter is not attached; attach(model, config) makes a new one")
-        if self._disabled:
-            raise StateError("detach: the adapter is disabled; leave `with adapter.disabled()` first")
-        if merge and not self.merged:
-            self.merge()
-        if not merge:
-            if self.merged:
-                self.unmerge()
-            self._exchange_saved_modules()
-        for name, heads in self._heads().items():
-            if model.get_submodule(name) is heads:
-                place = self.selected_places(heads.axis)
-                if not isinstance(place, int):
-                    raise StateError(f"detach: select one {heads.axis} first, the model keeps its head")
-                replace_module(model, name, heads.places[place])
-        for name in self.layout.modules:
-            replace_module(model, name, self.adapted(name).base)
-        for handle in self._handles:
-            handle.remove()
-        delattr(model, NAME)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self._trainable.get(name, parameter.requires_grad))
-        self._handles, self._weights = [], {}
-        return model
 
     # Files -------------------------------------------------------------------------------------------------
 
@@ -311,17 +215,26 @@ class TTAdapter(RunTimeAxes):
     def load_weights(self, directory: str | Path) -> None:
         """Take cores, of whatever ranks, and modules trained whole from a saved adapter of this layout.
 
+        The factor of dW is taken too, `alpha` and `alpha_scaling` as they were when it was saved.
+
         Args:
             directory: Where `save` wrote.
 
         Raises:
-            FormatError: The files are damaged, foreign, or made for other matrices.
+            FormatError: The files are damaged, foreign, or made for other matrices or labels.
             ShapeError: A shape that does not fit.
+            StateError: The adapter is merged.
         """
+        if self.merged or self._merges_again:
+            raise StateError("load_weights: the adapter is merged; call unmerge() first")
         saved = files.read(directory)
         files.check_layout(saved, self.layout)
         state = files.check_modules(saved, self._saved_state())
         self.cores.assign(saved.train)
+        self.scale = self.workspace.scale = saved.scale
+        old = saved.config
+        self.config = replace(self.config, alpha=old.alpha, alpha_scaling=old.alpha_scaling)
+        self.workspace.adopt(self.layout)
         self.load_modules(state)
 
     @torch.no_grad()
@@ -347,52 +260,51 @@ class TTAdapter(RunTimeAxes):
         for name, parameter in model.named_parameters():
             self._trainable[name] = parameter.requires_grad
             parameter.requires_grad_(False)
-        axis = self.config.heads_by
+        for module in self.__dict__["_originals"].values():
+            module.requires_grad_(False)
+        axis, new = self.config.heads_by, {}
         for name in self.saved_modules if axis is not None else ():
             size = self.layout.sizes[axis or ""]
-            replace_module(model, name, PlaceHeads(model.get_submodule(name), self, axis or "", size))
-        self._set_trainable()
+            new[name] = PlaceHeads(model.get_submodule(name), self, axis or "", size)
         for k, name in enumerate(self.layout.modules):
-            replace_module(model, name, AdaptedLinear(model.get_submodule(name), self, k))
+            new[name] = AdaptedLinear(model.get_submodule(name), self, k)
+        replace_modules(model, new)
+        self._set_trainable()
         setattr(model, NAME, self)
         # Bound methods: a copy of the model is hooked to its own copy of the adapter.
         self._handles = [
-            model.register_forward_pre_hook(self._begin),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
         ]
         for module in model.modules():
             # In inference a TransformerEncoderLayer reads weights and calls no module, unless it has a hook.
             if isinstance(module, nn.TransformerEncoderLayer):
                 self._handles.append(module.register_forward_pre_hook(self._stay_on_slow_path))
+        for name, module in model.named_modules():
+            # The fast path alone takes nested tensors.
+            if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
+                self._nested.append(name)
+                module.use_nested_tensor = False
 
-    def _begin(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
+    def _apply(self, fn: Any, recurse: bool = True) -> "TTAdapter":
+        core = next(self.cores.parameters())
+        if core.is_meta and not fn(core).is_meta:
+            raise StateError(
+                "to_empty: the adapter was attached on the meta device and its cores have no values; attach "
+                "it to the model that holds its weights"
+            )
+        return super()._apply(fn, recurse)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         if self.bypassed:
             check_trainable(self)
-        elif not is_traced():
-            self.workspace.begin()
+        elif is_traced():
+            self.workspace.check_batch(args, kwargs)
+        else:
+            self.workspace.begin(args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if not is_traced():
             self.workspace.end(completed=output is not None)
 
     def _stay_on_slow_path(self, module: nn.Module, args: Any) -> None: ...
-
-    def _update(self) -> None:
-        self.bypassed = self.merged or self._disabled > 0
-
-    def adapted(self, name: str) -> AdaptedLinear:
-        """The module that stands in the place of an adapted one.
-
-        Raises:
-            StateError: Somebody has replaced it.
-        """
-        module = self.__dict__["model"].get_submodule(name)
-        if not isinstance(module, AdaptedLinear):
-            raise StateError(
-                f"{name!r} was replaced after attach, it is {type(module).__name__}; attach again"
-            )
-        return module
-
-
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).requires_grad_(False)

@@ -92,10 +92,15 @@ def load(model: nn.Module, directory: str | Path) -> TTAdapter:
     Raises:
         FormatError: A file that is missing, damaged or foreign, or an adapter made on another model.
         ShapeError: A core, or a module trained whole, that does not fit the model.
+        DeviceError: A model on the meta device.
         StateError: The model has an adapter already.
     """
     saved = files.read(directory)
     _check_free(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise DeviceError(
+            "model: it has parameters on the meta device, which hold no values; load the weights first"
+        )
     modules = dict(model.named_modules())
     widths = {name: linear_widths(module) for name, module in modules.items()}
     missing = [site.module for site in saved.layout.sites if widths.get(site.module) is None]

@@ -12,6 +12,8 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any
 
 from ttnet.errors import PatternError
 
@@ -23,6 +25,15 @@ STRUCTURAL = ("layer", "matrix", "stack", "task", "expert")
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)|(?P<mark>[()])|(?P<bad>\S))")
 _FEATURE = re.compile(r"(?P<side>in|out)(?P<number>\d*)|head")
+
+
+def plain_number(value: Any) -> Any:
+    """A number of another library, such as numpy's, as one of Python; everything else as it is."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,13 @@ class Axis:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z_]\w*", self.name):
             raise PatternError(f"Axis: name must be an identifier such as 'expert', got {self.name!r}")
+        object.__setattr__(self, "size", plain_number(self.size))
         if self.labels is not None:
-            labels = tuple(self.labels)
+            if isinstance(self.labels, str):
+                raise PatternError(f"Axis {self.name!r}: expected a list of labels, got {self.labels!r}")
+            labels = tuple(plain_number(label) for label in self.labels)
+            if any(isinstance(label, bool) or not isinstance(label, int | str) for label in labels):
+                raise PatternError(f"Axis {self.name!r}: labels must be integers or texts, got {labels}")
             object.__setattr__(self, "labels", labels)
             if len(set(labels)) != len(labels):
                 raise PatternError(f"Axis {self.name!r}: labels must differ, got {labels}")

@@ -1,14 +1,15 @@
 """`TTAdapterConfig`: every option of an adapter, with peft's names; `MetaTT`: presets of it."""
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from ttnet.adapters.axes import Axis, Pattern, parse_pattern, side_of
+from ttnet.adapters.axes import Axis, Pattern, parse_pattern, plain_number, side_of
 from ttnet.adapters.split import read_splits
 from ttnet.errors import ConfigError, PatternError, RankError
 
@@ -21,6 +22,16 @@ PRESETS = {
     "4+1d": "in layer task matrix out",
 }
 """The trains of the MetaTT paper."""
+
+_OTHER_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "alpha_scaling",
+    "init_lora_weights": "init",
+    "init_weights": "init",
+}
+"""What peft calls options that are named after what they are here."""
 
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -95,6 +106,8 @@ class TTAdapterConfig:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, torch.dtype):
             object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        for name in ("rank", "alpha", "init_std", "seed", "head_dim", "dropout", "layers_to_transform"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         if isinstance(self.layers_to_transform, int):
             object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
         for name in ("modules_to_save", "layers_pattern", "frozen", "diagonal"):
@@ -103,7 +116,7 @@ class TTAdapterConfig:
         for name in (*_NAMES, "layers_to_transform", "axes", "rank", "frozen", "diagonal"):
             value = getattr(self, name)
             if isinstance(value, Sequence | set | range) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, tuple(map(plain_number, value)))
         object.__setattr__(self, "factors", _read_factors(self.factors))
         object.__setattr__(self, "split", read_splits(self.split))
         self._check_rank()
@@ -148,10 +161,7 @@ class TTAdapterConfig:
         Raises:
             ConfigError: An option that does not exist.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"config: unknown options {unknown}; known are {sorted(known)}")
+        check_options(values)
         axes = tuple(
             Axis(axis["name"], axis.get("size"), axis.get("labels")) for axis in values.get("axes") or ()
         )
@@ -200,6 +210,11 @@ class TTAdapterConfig:
             raise ConfigError("target_modules: expected at least one name; None takes query and value")
         if any(not isinstance(axis, Axis) for axis in self.axes):
             raise ConfigError(f"axes: expected Axis objects, got {self.axes!r}")
+        for axis in self.axes:
+            if [other.name for other in self.axes].count(axis.name) > 1:
+                raise ConfigError(f"axes: {axis.name!r} is declared twice; give one Axis for it")
+            if axis.name not in self.parsed.axes:
+                raise ConfigError(f"axes: {axis.name!r} is no axis of pattern {self.pattern!r}")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype: expected one of {', '.join(_DTYPES)}, got {self.dtype!r}")
 
@@ -243,6 +258,7 @@ def MetaTT(  # noqa: N802
 
     Raises:
         PatternError: `variant` is neither a preset nor a pattern.
+        ConfigError: An option that does not exist, or has a value it cannot have.
 
     References:
         MetaTT: A Global Tensor-Train Adapter for Parameter-Efficient Fine-Tuning, arXiv 2506.09105.
@@ -254,11 +270,34 @@ def MetaTT(  # noqa: N802
     pattern = PRESETS.get(variant.lower(), variant)
     if pattern is variant and not variant.split()[1:]:
         raise PatternError(f"MetaTT: expected one of {', '.join(PRESETS)} or a pattern, got {variant!r}")
+    check_options(options)
+    if "pattern" in options:
+        raise ConfigError("pattern: MetaTT takes it as its first argument, `variant`")
     if tasks is not None:
+        if "task" not in pattern.replace("(", " ").replace(")", " ").split():
+            raise ConfigError(f"tasks: pattern {pattern!r} has no axis 'task'; '4+1d' has, or add the axis")
         if isinstance(tasks, str):
             raise ConfigError(f"tasks: expected a list of names, got {tasks!r}; write tasks=[{tasks!r}]")
         options["axes"] = (*options.get("axes", ()), Axis("task", labels=tuple(tasks)))
     return TTAdapterConfig(pattern=pattern, rank=rank, **options)
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Refuse names that are no option of `TTAdapterConfig`.
+
+    Args:
+        options: Names of options.
+
+    Raises:
+        ConfigError: One that does not exist; with the one that was perhaps meant.
+    """
+    known = [field.name for field in fields(TTAdapterConfig)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            meant = _OTHER_NAMES.get(name, close[0] if close else None)
+            hint = f"did you mean {meant!r}?" if meant else f"known are {', '.join(sorted(known))}"
+            raise ConfigError(f"{name}: no option of an adapter; {hint}")
 
 
 def _read_factors(given: Mapping[str, Any] | None) -> dict[str, tuple[tuple[int, ...], ...]] | None:

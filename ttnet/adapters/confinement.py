@@ -31,7 +31,9 @@ class Confinement:
         }
         self._aside: dict[nn.Parameter, list[tuple[Tensor, Tensor]]] = {}
         self._handles = [
-            parameter.register_hook(lambda gradient, others=others: gradient.index_fill(1, others, 0.0))
+            parameter.register_hook(
+                lambda gradient, others=others: gradient.index_fill(1, others.to(gradient.device), 0.0)
+            )
             for parameter, others in self._others.items()
         ]
         for parameter, others in self._others.items():

@@ -19,7 +19,6 @@ from torch import Tensor
 from ttnet._typing import CoresLike
 from ttnet.adapters.axes import side_of
 from ttnet.adapters.structure import Block, Combo, Key, Layout
-from ttnet.errors import ShapeError
 from ttnet.linalg import working_dtype
 
 
@@ -42,28 +41,16 @@ class Mixture:
         parts = tuple((middle.to(dtype), tail.to(dtype)) for middle, tail in self.parts)
         return Mixture(parts, self.groups, self.rows)
 
-    def apply(self, hidden: Tensor, batch: int) -> Tensor:
+    def apply(self, hidden: Tensor) -> Tensor:
         """Multiply x A by the right factor of each sample.
 
         Args:
-            hidden: x A with the batch first, shape (n, r).
-            batch: Size of the first dimension of x.
+            hidden: x A, the rows of one sample after those of another, shape (n, r).
 
         Returns:
             Shape (n, out).
-
-        Raises:
-            ShapeError: The batch is not the one that was selected for.
         """
-        selected = len(self.rows)
-        # A model that flattens (batch, tokens) keeps the tokens of one sample together.
-        if batch != selected and not (batch == len(hidden) and batch % selected == 0):
-            raise ShapeError(
-                f"select: places were given for {selected} samples, an adapted layer got a batch of {batch}; "
-                "give "
-                "one for each row (for beams: index.repeat_interleave(num_beams))"
-            )
-        grouped = hidden.view(selected, -1, hidden.shape[1])
+        grouped = hidden.view(len(self.rows), -1, hidden.shape[1])
         outs = []
         for middle, tail in self.parts:
             inner = torch.bmm(grouped, middle.index_select(0, self.rows))

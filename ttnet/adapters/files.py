@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ttnet.adapters.config import TTAdapterConfig
+from ttnet.adapters.file_checks import check_values
 from ttnet.adapters.structure import Layout
 from ttnet.errors import FormatError, ShapeError, TTNetError
 from ttnet.tensor_train import TensorTrain
@@ -130,9 +131,10 @@ def read(directory: str | Path) -> SavedAdapter:
     try:
         config = TTAdapterConfig.from_dict(values["config"])
         layout = Layout.from_dict(values["layout"])
-        ranks, scale, base = tuple(values["ranks"]), float(values["scale"]), dict(values["base_model"])
+        check_values(values, config, layout)
+        ranks, scale, base = tuple(values["ranks"]), float(values["scale"]), values["base_model"]
         names, digest = tuple(values["modules_to_save"]), values["weights_sha256"]
-    except (KeyError, TypeError, ValueError, AttributeError, TTNetError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, TTNetError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise FormatError(f"{source / CONFIG_NAME}: damaged ({reason}); save the adapter again") from None
     cores = _read_cores(source / WEIGHTS_NAME, tensors, layout, ranks)
@@ -163,7 +165,7 @@ def check_layout(saved: SavedAdapter, layout: Layout) -> None:
 
     Raises:
         ShapeError: A core whose modes differ.
-        FormatError: Other matrices.
+        FormatError: Other matrices, or other labels on an axis, or the same in another order.
     """
     present = {site.name: (site.in_features, site.out_features) for site in layout.sites}
     if saved.layout.pattern != layout.pattern:
@@ -185,11 +187,23 @@ def check_layout(saved: SavedAdapter, layout: Layout) -> None:
                 f"{site.name!r}: expected a matrix of shape {widths}, found {present[site.name]} in the "
                 f"model; the adapter was made on {describe(saved.base)}"
             )
-    if saved.layout.sites != layout.sites:
-        names = sorted({site.name for site in saved.layout.sites} ^ set(present))
+    names = sorted({site.name for site in saved.layout.sites} ^ set(present))
+    if names:
         raise FormatError(
             f"the saved adapter is for other matrices than the model's, first {names[:3]}; it was made on "
             f"{describe(saved.base)}; use load(model, directory) on a model without adapter"
+        )
+    for found, expected in zip(saved.layout.axes, layout.axes, strict=True):
+        if found != expected:
+            raise FormatError(
+                f"axis {found.name!r}: the saved adapter has the places {found.labels}, the model's "
+                f"{expected.labels}; attach one with the same labels in the same order, or use "
+                "load(model, directory)"
+            )
+    if saved.layout != layout:
+        raise FormatError(
+            "the saved adapter reads its cores otherwise, by coordinates, order of matrices, splits, "
+            "head_dim or factors; use load(model, directory)"
         )
 
 

@@ -63,7 +63,7 @@ def initialize_from_gradients(
     Raises:
         ConfigError: No batch, a structural axis outside the part between `in` and `out`, diagonal cores, or
             weights that cannot be differentiated.
-        StateError: The adapter is merged or disabled.
+        StateError: The adapter is merged or disabled, or `train_only` is on.
         NonFiniteError: A gradient that is not finite, or all of them zero.
     """
     layout, modes = adapter.layout, adapter.layout.pattern.modes
@@ -75,6 +75,10 @@ def initialize_from_gradients(
         )
     if adapter.bypassed:
         raise StateError("initialize_from_gradients: the adapter is merged or disabled; unmerge it first")
+    if adapter.trained_only is not None:
+        raise StateError(
+            "initialize_from_gradients: train_only is on and all cores would change; call train_all() first"
+        )
     gradients, count = _accumulate(adapter, batches, loss)
     total = math.sqrt(sum(float(g.square().sum()) for g in gradients))
     if not 0 < total < math.inf:
@@ -92,8 +96,12 @@ def initialize_from_gradients(
             core = torch.eye(left, right)[:, None].repeat(1, layout.shape[k], 1).to(cores[0])
         else:
             core = cores.pop(0) * math.sqrt(_repeats(layout, k))
-        full.append(torch.zeros_like(core) if k == zero else _padded(core, left, right, generator))
+        core = _padded(core, left, right, generator)
+        full.append(torch.zeros_like(core) if k == zero else core)
     adapter.cores.assign(full)
+    # Where an axis selected at run time shares a mode, each of its places holds the same gradient.
+    shared = [a.name for a in layout.runtime if not _is_selected(layout, modes[layout.pattern.find(a.name)])]
+    total *= math.sqrt(math.prod(layout.sizes[name] for name in shared))
     return GradientStart(captured=min(1.0, kept / total), batches=count, zero_core=zero)
 
 

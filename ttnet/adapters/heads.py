@@ -49,7 +49,11 @@ class PlaceHeads(nn.Module):
         return torch.stack(outputs)[index, torch.arange(len(places), device=outputs[0].device)]
 
     def grow(self, module: nn.Module) -> None:
-        """Give the axis one more place, with a copy of `module`."""
+        """Give the axis one more place, with a copy of `module` where the others are, in their dtype."""
         added = copy.deepcopy(module)
+        for own, other in zip(added.parameters(), self.places[0].parameters(), strict=True):
+            own.data = own.data.to(other)
+        for own, other in zip(added.buffers(), self.places[0].buffers(), strict=True):
+            own.data = own.data.to(other)
         added.train(self.training)
         self.places.append(added.requires_grad_(True))

@@ -45,7 +45,7 @@ def make_layout(
     sites = _separate_stacks(pattern, sites)
     given = {axis.name: axis for axis in declared}
     runtime = [axis for axis in pattern.structural if _is_runtime(axis, given.get(axis), sites)]
-    _check_runtime(pattern, runtime)
+    _check_runtime(pattern, runtime, given)
     _check_parts(pattern, sites)
     own_axes = [axis for axis in pattern.structural if axis not in runtime]
     for axis in own_axes:
@@ -76,7 +76,7 @@ def make_layout(
         raise pattern.error("head", "the model's configuration names no head size; give head_dim=...")
     for site in kept:
         if site.out_features % head_dim:
-            common = gcd(head_dim, *(each.out_features for each in kept))
+            common = gcd(*(each.out_features for each in kept))
             other = f"give head_dim={common}, which divides all widths, or " if common > 1 else ""
             raise ShapeError(
                 f"head_dim: {head_dim} does not divide the output width {site.out_features} of {site.name!r}"
@@ -100,9 +100,13 @@ def _places(axis: Axis) -> Axis:
     return axis if axis.labels is not None else Axis(axis.name, labels=tuple(range(axis.size or 1)))
 
 
-def _check_runtime(pattern: Pattern, runtime: Sequence[str]) -> None:
+def _check_runtime(pattern: Pattern, runtime: Sequence[str], declared: Mapping[str, Axis]) -> None:
     between = {axis for mode in pattern.middle_modes for axis in mode}
     for axis in runtime:
+        if declared[axis].size is None and declared[axis].labels is None:
+            raise pattern.error(
+                axis, f"no matrix has a label on it; give Axis({axis!r}, size=...) or labels, or coordinates"
+            )
         if axis not in between:
             raise pattern.error(
                 axis,

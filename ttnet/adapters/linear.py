@@ -1,6 +1,7 @@
 """`AdaptedLinear`: a frozen linear module and its share of the train, y = base(x) + (x A) B."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from ttnet.adapters.factors import Mixture
 from ttnet.adapters.quantized import is_packed, run_base
 from ttnet.adapters.workspace import is_traced
+from ttnet.errors import ConfigError, ShapeError, StateError
 
 if TYPE_CHECKING:
     from ttnet.adapters.adapter import TTAdapter
@@ -43,10 +45,28 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2
 
 
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def is_router(module: nn.Module) -> bool:
+    """Whether a linear module routes tokens to experts, and so returns more than its product."""
+    own = type(module)
+    return isinstance(module, nn.Linear) and own.forward is not nn.Linear.forward and "Router" in own.__name__
+
+
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """Put other modules in the places of some; one that has several places is replaced in all of them.
+
+    Args:
+        model: The model.
+        new: The modules that come, by a name of the one that goes.
+    """
+    coming = {model.get_submodule(name): module for name, module in new.items()}
+    places = [
+        (parent, child, coming[module])
+        for parent in model.modules()
+        for child, module in parent._modules.items()
+        if module in coming
+    ]
+    for parent, child, module in places:
+        setattr(parent, child, module)
 
 
 class AdaptedLinear(nn.Module):
@@ -80,28 +100,47 @@ class AdaptedLinear(nn.Module):
         """The bias of the replaced module."""
         return self.base.bias  # pyright: ignore[reportReturnType]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take the weight that is there already, as tying weights again gives it, and no other.
+
+        Raises:
+            StateError: Another weight, as resizing or tying embeddings sets it.
+        """
+        if param is None or param is not getattr(self.base, name, None):
+            raise StateError(
+                f"{name}: the matrix is adapted, and its {name} cannot be exchanged; detach the adapter, "
+                "resize or tie the embeddings, and attach again"
+            )
+
+    def forward(self, input: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus (x A) B.
 
         Args:
-            x: Shape (..., in_features).
+            input: x, shape (..., in_features); under another name, the first tensor among `kwargs`.
+            args: For the base, whatever it takes beside x.
+            kwargs: For the base.
 
         Returns:
             Shape (..., out_features).
+
+        Raises:
+            ConfigError: The base returns something else than a tensor.
+            ShapeError: A place is selected for each sample, and x is not the batch of these samples.
         """
         adapter: TTAdapter = self.__dict__["adapter"]
+        x = kwargs.pop(_first_tensor(kwargs)) if input is None else input
         if adapter.bypassed:
-            return self.base(x)
+            return self.base(x, *args, **kwargs)
         dtype = _compute_dtype(x)
         if is_traced():
-            return self._forward_traced(x, dtype, adapter)
+            return self._forward_traced(x, dtype, adapter, *args, **kwargs)
         left, right = adapter.workspace.pair(self.module, dtype)
         flat, hidden = adapter.workspace.project(x, left, self.dropout if self.training else 0.0)
         base = self.base
         mixed = isinstance(right, Mixture)
-        if mixed or not self._is_plain(base):
-            y = run_base(base, x)
-            change = right.apply(hidden, len(x)) if mixed else torch.mm(hidden, right)
+        if mixed or args or kwargs or not self._is_plain(base):
+            y = self._run_base(x, *args, **kwargs)
+            change = self._mix(right, hidden, x) if mixed else torch.mm(hidden, right)
             return y + change.view(y.shape).to(y.dtype)
         parameters = base._parameters
         weight: Tensor = parameters["weight"]  # pyright: ignore[reportAssignmentType]
@@ -111,18 +150,49 @@ class AdaptedLinear(nn.Module):
         )  # the product saves its operands and not its output: adding in place is allowed
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
-    def _forward_traced(self, x: Tensor, dtype: torch.dtype, adapter: "TTAdapter") -> Tensor:
+    def _forward_traced(
+        self, x: Tensor, dtype: torch.dtype, adapter: "TTAdapter", *args: Any, **kwargs: Any
+    ) -> Tensor:
         """The same without caches and without changes in place, for torch.compile and torch.func."""
         with torch.autocast(x.device.type, enabled=False):
             left, right = adapter.workspace.live_module(self.module)
-        y = run_base(self.base, x)
+        y = self._run_base(x, *args, **kwargs)
         read = F.dropout(x, self.dropout, self.training) if self.dropout else x
         hidden, right = read.to(dtype) @ left.to(dtype), right.to(dtype)
         if isinstance(right, Mixture):
-            change = right.apply(hidden.reshape(-1, hidden.shape[-1]), len(x)).view(y.shape)
+            change = self._mix(right, hidden.reshape(-1, hidden.shape[-1]), x).view(y.shape)
         else:
             change = hidden @ right
         return y + change.to(y.dtype)
+
+    def _run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = run_base(self.base, x, *args, **kwargs)
+        if not isinstance(y, Tensor):
+            raise ConfigError(
+                f"target_modules: {self._name!r} is {type(self.base).__name__} and returns "
+                f"{type(y).__name__}, not a tensor; leave it out with exclude_modules=[{self._name!r}]"
+            )
+        return y
+
+    def _mix(self, right: Mixture, hidden: Tensor, x: Tensor) -> Tensor:
+        """Each row's own change, where it is known which sample the row belongs to."""
+        workspace, selected = self.__dict__["adapter"].workspace, len(right.rows)
+        # A model that flattens (batch, tokens) keeps the tokens of one sample together.
+        known = len(x) == selected
+        if x.dim() <= 2:
+            known = workspace.is_in_order(self.module, len(hidden), selected)
+        if not known:
+            raise ShapeError(
+                f"select: places were given for {selected} samples, {self._name!r} got a batch of {len(x)}"
+                f"{' tokens' if x.dim() == 2 else ''} whose samples are not known; give one for each row "
+                "(for beams: index.repeat_interleave(num_beams)), leave out experts that read some tokens "
+                "with exclude_modules=..., or select one place for the whole batch"
+            )
+        return right.apply(hidden)
+
+    @property
+    def _name(self) -> str:
+        return list(self.__dict__["adapter"].layout.modules)[self.module]
 
     def _is_plain(self, base: nn.Module) -> bool:
         """Whether the base does nothing but its product: no hooks, no subclass, no parametrized weight."""
@@ -137,6 +207,13 @@ class AdaptedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Widths."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _first_tensor(kwargs: dict[str, Any]) -> str:
+    found = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+    if found is None:
+        raise TypeError("forward: expected a tensor, an adapted layer was called with none")
+    return found
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ttnet.adapters.linear import is_conv1d
 from ttnet.adapters.quantized import is_dense, refusal
+from ttnet.adapters.ties import address, weight_owners
 from ttnet.errors import DTypeError, NonFiniteError, StateError
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ def merged_weights(adapter: "TTAdapter") -> dict[str, Tensor]:
 
     Raises:
         DTypeError: A weight that is quantized or sharded.
-        NonFiniteError: A dW that is not finite.
-        StateError: No place, or a mixed batch, is selected on a run-time axis.
+        NonFiniteError: A dW, or a sum in the weight's dtype, that is not finite.
+        StateError: No place, or a mixed batch, is selected on a run-time axis, or several modules share a
+            weight.
     """
     model: nn.Module = adapter.__dict__["model"]
     if any(is_fully_sharded(module) for module in model.modules()):
@@ -34,17 +36,31 @@ def merged_weights(adapter: "TTAdapter") -> dict[str, Tensor]:
             "merge: the model's weights are sharded by fully_shard; save the adapter, load it on a model "
             "that is not sharded, and merge it there"
         )
+    owners = weight_owners(model)
     new: dict[str, Tensor] = {}
     for name in adapter.layout.modules:
         base = adapter.adapted(name).base
         weight = getattr(base, "weight", None)
         if not is_dense(weight):
             raise refusal(name, weight)
+        shared = owners[address(weight)]
+        if len(shared) > 1:
+            raise StateError(
+                f"merge: the modules {shared} share one weight, and dW of {name!r} would change all of them; "
+                "keep the adapter unmerged, or give each a weight of its own before attach, "
+                "nn.Parameter(weight.detach().clone())"
+            )
         delta = adapter.delta(name)
         if not bool(delta.isfinite().all()):
             raise NonFiniteError(f"merge: dW of {name!r} is not finite; train with a lower learning rate")
         wide = torch.promote_types(weight.dtype, delta.dtype)
-        new[name] = weight.to(wide).add(delta if is_conv1d(base) else delta.T).to(weight.dtype)
+        value = weight.to(wide).add(delta if is_conv1d(base) else delta.T).to(weight.dtype)
+        if not bool((value.isfinite() | ~weight.isfinite()).all()):
+            raise NonFiniteError(
+                f"merge: W + dW of {name!r} is not finite in {weight.dtype}; merge in a wider dtype, such as "
+                "model.float(), or keep the adapter unmerged"
+            )
+        new[name] = value
     return new
 
 

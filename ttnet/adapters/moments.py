@@ -41,7 +41,8 @@ def input_moments(
     Args:
         adapter: An attached adapter whose pattern has one `in` axis.
         batches: What `run` is called with. Where a batch is a mapping with an `attention_mask` of the shape
-            (samples, tokens) of the inputs, padding does not count.
+            (samples, tokens) of the inputs, padding does not count. In an encoder-decoder model that is the
+            padding of what the encoder reads and returns; `decoder_attention_mask` is that of the rest.
         run: A function of a batch that runs the model; its result is not used.
         ridge: Added to the diagonal, relative to its mean, so that directions which the batches do not have
             still count a little.
@@ -68,11 +69,16 @@ def input_moments(
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
 
-    mask: list[Tensor | None] = [None]
+    masks: dict[str, Tensor | None] = {}
+    encoder = _encoder_of(adapter.__dict__["model"])
+    encoding = set() if encoder is None else set(encoder.modules())
+    encoded: list[Tensor] = []  # what the encoder has returned: cross-attention reads it
 
-    def collect(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG001
-            x, counted = args[0].detach(), mask[0]
+    def collect(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            decodes = encoder is not None and module not in encoding and all(given is not e for e in encoded)
+            x, counted = given.detach(), masks["decoder_attention_mask" if decodes else "attention_mask"]
             if counted is not None and counted.shape == x.shape[:-1]:
                 x = x[counted.to(x.device).bool()]
             x = x.reshape(-1, x.shape[-1]).float()
@@ -82,10 +88,18 @@ def input_moments(
 
         return hook
 
-    handles = [adapter.adapted(name).register_forward_pre_hook(collect(name)) for name in layout.modules]
+    def keep(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+        encoded[:] = [value for value in (output, output[0]) if isinstance(value, Tensor)]
+
+    handles = [
+        adapter.adapted(name).register_forward_pre_hook(collect(name), with_kwargs=True)
+        for name in layout.modules
+    ]
+    handles += [] if encoder is None else [encoder.register_forward_hook(keep)]
     try:
         for batch in batches:
-            mask[0] = batch.get("attention_mask") if hasattr(batch, "get") else None
+            for name in ("attention_mask", "decoder_attention_mask"):
+                masks[name] = batch.get(name) if hasattr(batch, "get") else None
             run(batch)
     finally:
         for handle in handles:
@@ -110,3 +124,11 @@ def input_moments(
     whole += ridge * whole.diagonal().mean() * torch.eye(size, dtype=whole.dtype, device=whole.device)
     whole = whole.to(torch.promote_types(first.dtype, torch.float32))
     return tuple((whole + whole.T) / 2 if "in" in mode else None for mode in layout.pattern.modes)
+
+
+def _encoder_of(model: nn.Module) -> nn.Module | None:
+    """The encoder of an encoder-decoder model of transformers."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
+    found = model.get_encoder() if hasattr(model, "get_encoder") else None  # pyright: ignore[reportCallIssue]
+    return found if isinstance(found, nn.Module) and found is not model else None

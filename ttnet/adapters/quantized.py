@@ -36,7 +36,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def run_base(base: nn.Module, x: Tensor) -> Tensor:
+def run_base(base: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Call a base so that a gradient reaches x.
 
     The modules of torch.ao, whose `weight` is a method, have no gradient of their own: they get that of their
@@ -45,13 +45,15 @@ def run_base(base: nn.Module, x: Tensor) -> Tensor:
     Args:
         base: The frozen module.
         x: Shape (..., in_features).
+        args: What else it is called with.
+        kwargs: The same, by name.
 
     Returns:
         Shape (..., out_features).
     """
     if x.requires_grad and _hides_weight(base):
         return _StraightThrough.apply(x, base)  # pyright: ignore[reportReturnType]
-    return base(x)
+    return base(x, *args, **kwargs)
 
 
 def refusal(name: str, weight: object) -> DTypeError:

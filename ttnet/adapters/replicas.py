@@ -4,12 +4,14 @@ Nothing is wrapped. At the end of each backward pass the gradients of all proces
 message; what is trained is small. The shapes of the cores are read anew each time, so sweeps may change them.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ttnet.adapters.adapter import TTAdapter
-from ttnet.adapters.merging import refuse_sharded, trained_parameters
+from ttnet.adapters.merging import is_fully_sharded, refuse_sharded, trained_parameters
 from ttnet.errors import ConfigError, ShapeError, StateError
 
 
@@ -30,6 +32,9 @@ class Replicas:
         self._check_alike()
         self.synchronize()
         self._hook()
+        # A sharded base may compute in bf16, what is trained stays in float32.
+        heads = adapter._saved_modules().values()
+        self._casts = [module.register_forward_pre_hook(_cast_inputs) for module in heads]
         adapter.cores.replicated = True
 
     def parameters(self) -> set[nn.Parameter]:
@@ -41,21 +46,23 @@ class Replicas:
 
     @torch.no_grad()
     def synchronize(self) -> None:
-        """Give every process the cores and the modules trained whole of process 0, buffers included."""
+        """Give every process what is trained in process 0, and the buffers of modules trained whole."""
         modules = (*self.adapter._saved_modules().values(), *self.adapter.__dict__["_originals"].values())
         states = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        for tensor in (*self.adapter.cores.core_parameters(), *states):
-            dist.broadcast(tensor.data, group_src=0, group=self.process_group)
+        for tensor in dict.fromkeys([*self._averaged(), *states]):
+            dist.broadcast(tensor.detach(), group_src=0, group=self.process_group)
+            # The exchange writes without telling, and caches of what is computed from cores look here.
+            torch.autograd.graph.increment_version(tensor)
 
     def remove(self) -> None:
-        """Let the copies go their own ways: gradients are not averaged any more."""
-        for handle in self._hooked.values():
+        """Let the copies go their own ways: gradients are not averaged any more, and sweeps are refused."""
+        for handle in (*self._hooked.values(), *self._casts):
             handle.remove()
-        self._hooked = {}
+        self._hooked, self._casts = {}, []
         self.adapter.cores.replicated = False
 
     def _check_alike(self) -> None:
-        own = [(tuple(p.shape), str(p.dtype), p.requires_grad) for p in trained_parameters(self.adapter)]
+        own = [(tuple(p.shape), str(p.dtype), p.requires_grad) for p in self._averaged()]
         found: list[object] = [None] * dist.get_world_size(self.process_group)
         dist.all_gather_object(found, own, group=self.process_group)
         for process, other in enumerate(found):
@@ -64,6 +71,14 @@ class Replicas:
                     f"adapter: expected the same cores and modules in all processes, got {found[0]} in "
                     f"process 0 and {other} in process {process}; attach with the same config everywhere"
                 )
+
+    def _averaged(self) -> tuple[nn.Parameter, ...]:
+        """What is trained: all that requires grad in the model, but for what `fully_shard` takes care of."""
+        model: nn.Module = self.adapter.__dict__["model"]
+        own = trained_parameters(self.adapter)
+        if any(is_fully_sharded(module) for module in model.modules()):
+            return own
+        return tuple(dict.fromkeys([*own, *(p for p in model.parameters() if p.requires_grad)]))
 
     def _hook(self) -> None:
         for parameter in trained_parameters(self.adapter):
@@ -85,7 +100,7 @@ class Replicas:
         """Average all gradients; one that a process does not have counts as zero there."""
         self._queued = -1
         self._hook()  # heads of tasks that were added meanwhile
-        trained = [p for p in trained_parameters(self.adapter) if p.requires_grad]
+        trained = [p for p in self._averaged() if p.requires_grad]
         for kind in dict.fromkeys((p.device, p.dtype) for p in trained):
             own = [p for p in trained if (p.device, p.dtype) == kind]
             present = torch.tensor([p.grad is not None for p in own]).to(*kind)
@@ -108,21 +123,24 @@ def replicate(adapter: TTAdapter, process_group: "dist.ProcessGroup | None" = No
     """Train one adapter in several processes, each with data of its own, under nothing or `fully_shard`.
 
     Every process gets the values of process 0, and from now on each backward pass ends with the mean of all
-    processes' gradients of the cores and the modules trained whole: take it instead of
-    `DistributedDataParallel`. Ranks may change, and `DMRGScheduler` lets them by default. With gradient
+    processes' gradients of the cores, the modules trained whole and the base parameters that were thawed by
+    hand (those that `fully_shard` shards are averaged there): take it instead of `DistributedDataParallel`.
+    Inputs of modules trained whole are cast to their dtype, since a base that is sharded may compute in bf16.
+    Ranks may change, and `DMRGScheduler` lets them by default. With gradient
     accumulation every backward pass averages what has come together so far, which gives the same mean. Where
     a parameter got no gradient in some process, it counts as zero there; each process must call backward
     equally often, and reach at least one of the parameters.
 
     Args:
         adapter: An attached adapter, of the same config in every process; on its final device.
-        process_group: The processes that share it; None for all.
+        process_group: How all processes talk to each other, by default the default group. Sweeps are agreed
+            upon by all processes, so that a group of some of them is refused.
 
     Returns:
         The replicas: `parameters()` is what `fully_shard` has to ignore, `remove()` ends it.
 
     Raises:
-        ConfigError: `adapter` is none.
+        ConfigError: `adapter` is none, or the group has not all processes.
         ShapeError: The processes hold different cores or modules.
         StateError: `torch.distributed` is not initialized, the adapter is replicated already, or its
             parameters are sharded.
@@ -146,6 +164,12 @@ def replicate(adapter: TTAdapter, process_group: "dist.ProcessGroup | None" = No
             "replicate: torch.distributed is not initialized; start the script with torchrun and call "
             "torch.distributed.init_process_group() first"
         )
+    size = dist.get_world_size(process_group)
+    if size != dist.get_world_size():
+        raise ConfigError(
+            f"process_group: expected one of all {dist.get_world_size()} processes, which agree upon sweeps, "
+            f"got one of {size}; start separate jobs for separate trainings"
+        )
     if adapter.cores.replicated:
         raise StateError("replicate: the adapter is replicated already; call remove() on its replicas first")
     return Replicas(adapter, process_group)
@@ -156,3 +180,13 @@ def _dense_gradient(parameter: nn.Parameter) -> Tensor:
     if gradient is None:
         return torch.zeros_like(parameter)
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _cast_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    if dtype is None:
+        return args
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in args
+    )

@@ -1,5 +1,6 @@
 """What an adapter does with its run-time axes: select a place, add one, train one alone."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.confinement import Confinement
 from ttnet.adapters.cores import AdapterCores
 from ttnet.adapters.heads import PlaceHeads
-from ttnet.adapters.linear import replace_module
+from ttnet.adapters.linear import replace_modules
 from ttnet.adapters.selection import check_axes
 from ttnet.adapters.structure import Layout
 from ttnet.adapters.workspace import Workspace
@@ -32,6 +33,9 @@ class RunTimeAxes(nn.Module):
     _confinement: Confinement | None
     _aside: bool
     _weights: dict[str, Any]
+    _tied: bool
+    _selecting: int
+    _merges_again: bool
 
     @property
     def merged(self) -> bool:
@@ -52,7 +56,7 @@ class RunTimeAxes(nn.Module):
             StateError: The adapter is merged.
         """
         check_axes(self.layout, places)
-        if self.merged:
+        if self.merged or self._merges_again:
             raise StateError("select: the adapter is merged for other places; call unmerge() first")
         self.workspace.choose(places)
 
@@ -61,9 +65,11 @@ class RunTimeAxes(nn.Module):
         """`select` for as long as the context lasts."""
         before = dict(self.workspace.chosen)
         self.select(**places)
+        self._selecting += 1
         try:
             yield
         finally:
+            self._selecting -= 1
             self.workspace.choose({**dict.fromkeys(places), **before})
 
     def selected_places(self, axis: str) -> int | list[int]:
@@ -94,8 +100,8 @@ class RunTimeAxes(nn.Module):
             like: A place whose slice (and head) is copied.
             axis: The axis; None where there is one only.
             init: "zero", "identity" or "normal" for the new slice; None for what the core started as.
-            optimizer: An optimizer that trains the cores already: its moments grow by zeros. Without it, make
-                a new one.
+            optimizer: An optimizer that trains the cores already: its moments grow by zeros, and a new head
+                joins the group of the others. Without it, make a new one.
 
         Raises:
             ConfigError: A label that exists, or an axis that is not selected at run time.
@@ -104,12 +110,15 @@ class RunTimeAxes(nn.Module):
         found = tasks.run_time_axis(self.layout, axis)
         tasks.add_place(self, found, name, like, init, optimizer)
         if self.config.heads_by == found.name:
-            place = None if like is None else (found.labels or ()).index(like)
-            originals = self.__dict__["_originals"]
+            model, originals = self.__dict__["model"], self.__dict__["_originals"]
             for module, heads in self._heads().items():
-                heads.grow(
-                    originals[module] if place is None and not self._aside else heads.places[place or 0]
-                )
+                if like is not None:
+                    source = heads.places[(found.labels or ()).index(like)]
+                else:
+                    source = model.get_submodule(module) if self._aside else originals[module]
+                heads.grow(source)
+                if optimizer is not None:
+                    tasks.join_group(optimizer, heads.places[0], heads.places[-1])
 
     def train_only(self, place: Label | None = None, /, **places: Label) -> None:
         """Train one place of a run-time axis from now on, and nothing that is shared; select it as well.
@@ -124,7 +133,8 @@ class RunTimeAxes(nn.Module):
 
         Raises:
             ConfigError: A label or an axis that does not exist.
-            StateError: A shared core is zero, so that nothing could be trained, or the adapter is merged.
+            StateError: A shared core is zero or the core of the places is frozen, so that nothing could be
+                trained, or the adapter is merged; nothing is changed then.
         """
         if place is not None:
             places = {tasks.run_time_axis(self.layout, None).name: place, **places}
@@ -132,14 +142,19 @@ class RunTimeAxes(nn.Module):
             raise ConfigError("train_only: name a place, such as train_only(task='rte')")
         for name, label in places.items():
             tasks.check_label(tasks.run_time_axis(self.layout, name), label, "train_only")
+        if self.merged or self._merges_again:
+            raise StateError("train_only: the adapter is merged; call unmerge() first")
+        tasks.check_confinable(self, places)
         self.train_all()
         self.select(**places)
         self._confinement = tasks.confine(self, places)
         self.trained_only = dict(places)
+        by = self.config.heads_by
+        heads_place = None if by not in places else tasks.place_of(self.layout, by, places[by])
         for module in self._saved_modules().values():
             own = module.places if isinstance(module, PlaceHeads) and module.axis in places else None
             for k, part in enumerate(own if own is not None else [module]):
-                trained = own is not None and k == self.selected_places(self.config.heads_by or "")
+                trained = own is not None and k == heads_place
                 for parameter in part.parameters():
                     parameter.requires_grad_(trained)
                     parameter.grad = parameter.grad if trained else None
@@ -152,10 +167,23 @@ class RunTimeAxes(nn.Module):
         self._confinement = self.trained_only = None
         self._set_trainable()
 
+    def refresh(self) -> None:
+        """Forget the factors kept for inference, after cores were changed through `.data`.
+
+        Every other change is noticed: those by optimizers, `copy_`, `load_state_dict` and the like. A
+        training step, `train()` and `eval()` do the same.
+        """
+        self.workspace.refresh()
+
+    def train(self, mode: bool = True) -> "RunTimeAxes":
+        """Set the mode of training; see also `refresh`."""
+        self.workspace.refresh()
+        return super().train(mode)
+
     def _saved_modules(self) -> dict[str, nn.Module]:
         """The modules trained whole, also while they stand aside."""
         if self._aside:
-            return self.__dict__["_originals"]
+            return self.__dict__["_trained"]
         model: nn.Module = self.__dict__["model"]
         return {name: model.get_submodule(name) for name in self.saved_modules}
 
@@ -181,6 +209,8 @@ class RunTimeAxes(nn.Module):
             reasons.append(f"the cores of {list(self.config.frozen)} are frozen, a sweep would change them")
         if self.config.diagonal:
             reasons.append(f"the cores of {list(self.config.diagonal)} are diagonal, a sweep would fill them")
+        if self.merged:
+            reasons.append("the adapter is merged and the weights would keep what was; call unmerge() first")
         self.cores.refusal = "; ".join(reasons) or None
 
     def adopt(self, layout: Layout, config: TTAdapterConfig) -> None:
@@ -201,15 +231,24 @@ class RunTimeAxes(nn.Module):
     def _exchange_saved_modules(self) -> None:
         model: nn.Module = self.__dict__["model"]
         originals: dict[str, nn.Module] = self.__dict__["_originals"]
-        for name, other in originals.items():
-            present = model.get_submodule(name)
-            like = next(present.parameters(), None)
-            if like is not None:
-                other.to(device=like.device, dtype=like.dtype)
-            other.train(present.training)
-            replace_module(model, name, other)
-            originals[name] = present
+        if self._aside:
+            new = self.__dict__["_trained"]
+        else:
+            self.__dict__["_trained"] = self._saved_modules()
+            new = {name: self._like_trained(name, module) for name, module in originals.items()}
+        for name, module in new.items():
+            module.train(model.get_submodule(name).training)
+        replace_modules(model, new)
         self._aside = not self._aside
+
+    def _like_trained(self, name: str, original: nn.Module) -> nn.Module:
+        """An original on the device and in the dtype of what was trained; in another dtype it is a copy."""
+        like = next(self.__dict__["_trained"][name].parameters(), None)
+        if like is None or self._tied:
+            return original
+        if any(p.is_floating_point() and p.dtype != like.dtype for p in original.parameters()):
+            original = copy.deepcopy(original)  # narrowing must not cost the original its bits
+        return original.to(device=like.device, dtype=like.dtype)
 
     def _saved_state(self) -> dict[str, Tensor]:
         return {

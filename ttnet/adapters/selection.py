@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -85,6 +86,42 @@ def check_axes(layout: Layout, chosen: Mapping[str, Any]) -> None:
             )
 
 
+_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+
+
+def check_batch(selected: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Check that a model is called with the batch that places were selected for.
+
+    Args:
+        selected: Number of samples that places were selected for.
+        args: What the model is called with. The first tensor, or among those by name the model's main input,
+            has the samples in its first dimension; where there is none of these, any tensor may have them.
+        kwargs: The same, by name.
+
+    Raises:
+        ShapeError: The batch has another size.
+    """
+    first = next((value for value in args if isinstance(value, Tensor)), None)
+    named = [kwargs.get(name) for name in _MAIN_INPUTS] if first is None else [first]
+    main = next((value for value in named if isinstance(value, Tensor)), None)
+    found = list(kwargs.values()) if main is None else [main]
+    sizes = [value.shape[0] for value in found if isinstance(value, Tensor) and value.dim()]
+    if sizes and selected not in sizes:
+        raise ShapeError(
+            f"select: places were given for {selected} samples, the model got a batch of {sizes[0]}; give "
+            "one for each row, samples in the first dimension (for beams: index.repeat_interleave(num_beams))"
+        )
+
+
+def is_routed(name: str) -> bool:
+    """Whether a module belongs to one of several experts in a list, so that it may read some tokens only."""
+    parts = name.split(".")
+    return any(
+        part.endswith("experts") and (own.isdigit() or own.startswith("expert"))
+        for part, own in pairwise(parts)
+    )
+
+
 def _read(axis: Axis, value: Any) -> int | list[int]:
     labels = axis.labels or ()
     if value is None:
@@ -94,6 +131,11 @@ def _read(axis: Axis, value: Any) -> int | list[int]:
             f"{axis.name}: nothing is selected; call adapter.select({axis.name}=...) with one of {labels}, "
             "or one "
             "for each sample, before the model runs"
+        )
+    if not isinstance(value, Tensor) and getattr(value, "ndim", 0):
+        raise ConfigError(
+            f"{axis.name}: expected a label, a sequence of labels, or a tensor of indices, got "
+            f"{type(value).__name__}; write torch.as_tensor(...) of indices, or .tolist() of labels"
         )
     if isinstance(value, Tensor):
         if (

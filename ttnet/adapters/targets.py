@@ -9,7 +9,7 @@ from torch import nn
 from ttnet.adapters.axes import Label
 from ttnet.adapters.config import TTAdapterConfig
 from ttnet.adapters.coordinates import Coordinates, coordinates, layer_lists, model_coordinates
-from ttnet.adapters.linear import linear_widths
+from ttnet.adapters.linear import is_router, linear_widths
 from ttnet.adapters.split import find_split, known_splits
 from ttnet.adapters.structure import Site
 from ttnet.errors import ConfigError
@@ -119,8 +119,9 @@ def find_sites(
         for name, module in model.named_modules()
         if name and linear_widths(module) and not any(_inside(name, other) for other in saved)
     }
-    layered = [name for name, module in linear.items() if "layer" in by_name(name, module)]
-    chosen = _targets(model, config.target_modules, list(linear), layered)
+    plain = [name for name, module in linear.items() if not is_router(module)]
+    layered = [name for name in plain if "layer" in by_name(name, linear[name])]
+    chosen = _targets(model, config.target_modules, list(linear), layered or plain)
     if config.exclude_modules is not None:
         excluded = set(_matching(config.exclude_modules, list(linear)))
         chosen = [name for name in chosen if name not in excluded]
@@ -147,6 +148,10 @@ def find_sites(
     sites: list[Site] = []
     for name in chosen:
         rows, columns = linear_widths(linear[name]) or (0, 0)
+        if not rows or not columns:
+            lazy = isinstance(linear[name], nn.LazyLinear)
+            remedy = "call the model once first" if lazy else f"exclude_modules=[{name!r}]"
+            raise ConfigError(f"target_modules: {name!r} has the widths {rows} and {columns}; {remedy}")
         split = find_split(splits, name)  # pyright: ignore[reportArgumentType]
         if split is None:
             sites.append(Site(name, rows, columns, labels[name]))

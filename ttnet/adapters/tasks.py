@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttnet.adapters.axes import Axis, Label
@@ -55,7 +55,7 @@ def slices_of(layout: Layout, axis: str, label: Label) -> tuple[int, list[int]]:
     mode = layout.pattern.modes[k]
     sizes = [layout.sizes[name] for name in mode]
     own = mode.index(axis)
-    place = next(a.labels or () for a in layout.axes if a.name == axis).index(label)
+    place = place_of(layout, axis, label)
     grid = torch.arange(layout.shape[k]).view(sizes)
     return k, grid.select(own, place).reshape(-1).tolist()
 
@@ -107,20 +107,58 @@ def add_place(
     )
 
 
-def confine(adapter: "RunTimeAxes", places: Mapping[str, Label]) -> Confinement:
-    """Freeze what is shared and confine the cores of the given axes to the slices of their places."""
+def join_group(optimizer: Optimizer, trained: nn.Module, added: nn.Module) -> None:
+    """Let an optimizer train a new module with the settings of one that it trains already.
+
+    Args:
+        optimizer: The optimizer.
+        trained: A module, some of whose parameters it may have.
+        added: The new module.
+    """
+    own = {id(parameter) for parameter in trained.parameters()}
+    for group in getattr(optimizer, "optimizer", optimizer).param_groups:
+        if any(id(parameter) in own for parameter in group["params"]):
+            group["params"].extend(added.parameters())
+            return
+
+
+def place_of(layout: Layout, axis: str, label: Label) -> int:
+    """The index of a label on an axis."""
+    return next(a.labels or () for a in layout.axes if a.name == axis).index(label)
+
+
+def _own_slices(layout: Layout, places: Mapping[str, Label]) -> dict[int, set[int]]:
+    """For each core that holds one of the axes, the slices of the places."""
     own: dict[int, set[int]] = {}
     for axis, label in places.items():
-        k, slices = slices_of(adapter.layout, axis, label)
+        k, slices = slices_of(layout, axis, label)
         own[k] = own[k] & set(slices) if k in own else set(slices)
-    parameters = adapter.cores.core_parameters()
-    for k, parameter in enumerate(parameters):
+    return own
+
+
+def check_confinable(adapter: "RunTimeAxes", places: Mapping[str, Label]) -> None:
+    """Check that training the slices of some places alone could change something.
+
+    Raises:
+        StateError: A shared core is zero, or a core of the places is frozen.
+    """
+    own = _own_slices(adapter.layout, places)
+    frozen = adapter.config.modes_of(adapter.config.frozen)
+    for k, parameter in enumerate(adapter.cores.core_parameters()):
+        core = f"core {k} (axis {' '.join(adapter.layout.pattern.modes[k])!r})"
+        if k in own and k in frozen:
+            raise StateError(f"train_only: {core} is frozen by the config; attach without it in `frozen`")
         if k not in own and not bool(parameter.detach().any()):
             raise StateError(
-                f"train_only: core {k} (axis {' '.join(adapter.layout.pattern.modes[k])!r}) is shared and "
-                "still "
-                "zero, so that dW would stay zero; train jointly first, or choose another init"
+                f"train_only: {core} is shared and still zero, so that dW would stay zero; train jointly "
+                "first, or choose another init"
             )
+
+
+def confine(adapter: "RunTimeAxes", places: Mapping[str, Label]) -> Confinement:
+    """Freeze what is shared and confine the cores of the given axes to the slices of their places."""
+    own = _own_slices(adapter.layout, places)
+    parameters = adapter.cores.core_parameters()
     for k, parameter in enumerate(parameters):
         if k not in own:
             parameter.requires_grad_(False)

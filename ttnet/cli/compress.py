@@ -57,8 +57,10 @@ def compress(
     del debug
     check_output(output, overwrite=overwrite)
     from ttnet.interop.lora import from_lora
+    from ttnet.interop.lora.peft_files import check_no_peft_adapter
     from ttnet.truncation import Truncation
 
+    check_no_peft_adapter(output)
     limit = None if rank is None else parse_rank(rank)
     if limit is None and rtol is None and max_error is None:
         limit = 8
@@ -170,6 +172,8 @@ def _show(console: Console, found: "Compression", output: Path) -> None:
     )
     if found.left_out:
         console.print(
-            f"left out, for the adapters differ in them: {escape(', '.join(found.left_out))}", soft_wrap=True
+            f"left out, for it is not the same in all adapters or is no factor: "
+            f"{escape(', '.join(found.left_out))}",
+            soft_wrap=True,
         )
     console.print(f"written to {escape(str(output))}", soft_wrap=True)

@@ -14,6 +14,8 @@ BAD_INPUT = 2
 FAILED_RUN = 1
 INTERRUPTED = 130
 
+RESUME = "the same command with --resume goes on from the last checkpoint"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,18 +40,19 @@ def exit_code(error: BaseException) -> int:
     return FAILED_RUN
 
 
-def message(error: BaseException) -> str:
+def message(error: BaseException, *, resumable: bool = False) -> str:
     """What the user reads of an error, on one line.
 
     Args:
         error: What was raised.
+        resumable: Whether the command has checkpoints.
 
     Returns:
         The message; errors that ttnet did not raise on purpose are named and point at --debug.
     """
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command with --resume goes on from the last checkpoint"
+        return f"interrupted{'; ' + RESUME if resumable else ''}"
     if isinstance(error, TTNetError):
         return text
     return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
@@ -75,7 +78,9 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
             if kwargs.get("debug"):
                 raise
             console = Console(stderr=True, soft_wrap=True)
-            console.print(f"[bold red]error:[/] {escape(message(error))}", highlight=False)
+            console.print(
+                f"[bold red]error:[/] {escape(message(error, resumable='resume' in kwargs))}", highlight=False
+            )
             raise typer.Exit(exit_code(error)) from None
 
     return wrapped

@@ -14,6 +14,8 @@ from ttnet.cli.errors import reported
 from ttnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ttnet.adapters.axes import Label
+    from ttnet.adapters.structure import Layout
     from ttnet.interop.lora import LoraReport
 
 ADAPTER = "adapter"
@@ -67,14 +69,32 @@ def export(
         output,
         max_lora_rank=max_lora_rank,
         rtol=rtol,
-        select=dict(parse_assignments("--select", select or [])),
+        select=_selection(saved.layout, parse_assignments("--select", select or [])),
         modules_to_save=modules_to_save,
         dtype=dtype,
         task_type=task_type,
         base_model=base_model,
+        overwrite=overwrite,
     )
     train = sum(core.numel() for core in saved.train.cores)
     _show(Console(highlight=False), report, source, train)
+
+
+def _selection(layout: "Layout", pairs: list[tuple[str, str]]) -> dict[str, "Label"]:
+    """The labels that words such as task=rte name; a label that is a number is found by its digits."""
+    known = {axis.name: axis.labels or () for axis in layout.runtime}
+    found: dict[str, Label] = {}
+    for name, word in pairs:
+        if name in found:
+            raise ConfigError(f"--select {name}: given twice; one LoRA is one place, export each by itself")
+        found[name] = next((label for label in known.get(name, ()) if str(label) == word), word)
+    for name, labels in known.items():
+        if name not in found and len(labels) > 1:
+            raise ConfigError(
+                f"--select: the adapter has an axis {name!r}; give --select {name}={labels[0]}, or another "
+                f"of {', '.join(map(str, labels))}"
+            )
+    return found
 
 
 def _show(console: Console, report: "LoraReport", source: Path, parameters: int) -> None:
@@ -89,5 +109,5 @@ def _show(console: Console, report: "LoraReport", source: Path, parameters: int)
         table.add_row(name, f"{count:,}", shown, f"{size:,}")
     console.print(table)
     if report.modules:
-        console.print(f"saved whole beside it: {', '.join(report.modules)}", soft_wrap=True)
+        console.print(f"saved whole beside it: {escape(', '.join(report.modules))}", soft_wrap=True)
     console.print(f"written to {escape(str(report.directory))}", soft_wrap=True)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ttnet.cli.errors import reported
+from ttnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from ttnet.adapters.files import SavedAdapter
@@ -32,8 +34,13 @@ def inspect(
     """Show a saved adapter: pattern, axes, ranks, spectrum and entropy of each bond, size beside LoRA's."""
     del debug
     from ttnet.adapters import files
+    from ttnet.cli.report import RESULT, read_result
 
     inner = directory / ADAPTER
+    result = directory / RESULT
+    method = read_result(result).get("method", "tt") if result.is_file() else "tt"
+    if method != "tt":
+        raise ConfigError(f"{directory}: this run has no tensor train (--method {method}); see {result}")
     found = describe(files.read(inner if (inner / files.CONFIG_NAME).is_file() else directory))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -89,12 +96,13 @@ def describe(saved: "SavedAdapter") -> dict[str, Any]:
 
 def _show(console: Console, directory: Path, found: dict[str, Any]) -> None:
     base = found["base_model"]
-    console.print(f"[bold]{directory}[/]: {found['pattern']}, alpha {found['alpha']:g}", soft_wrap=True)
-    console.print(f"made on {base['class']} ({base['name'] or 'unnamed'})", soft_wrap=True)
+    shown = f"[bold]{escape(str(directory))}[/]: {escape(found['pattern'])}"
+    console.print(f"{shown}, alpha {found['alpha']:g}", soft_wrap=True)
+    console.print(escape(f"made on {base['class']} ({base['name'] or 'unnamed'})"), soft_wrap=True)
     axes = Table("mode", "size", "labels", title=f"{len(found['matrices'])} matrices", title_justify="left")
     for axis in found["axes"]:
         labels = ", ".join(axis["labels"][:SHOWN]) + (", ..." if len(axis["labels"]) > SHOWN else "")
-        axes.add_row(axis["axis"], str(axis["size"]), labels)
+        axes.add_row(escape(axis["axis"]), str(axis["size"]), escape(labels))
     console.print(axes)
     bonds = Table(
         "bond", "rank", "entropy", "singular values", title=f"norm {found['norm']:.4g}", title_justify="left"
@@ -102,7 +110,7 @@ def _show(console: Console, directory: Path, found: dict[str, Any]) -> None:
     for bond in found["bonds"]:
         values = " ".join(f"{value:.3g}" for value in bond["spectrum"][:SHOWN])
         more = " ..." if len(bond["spectrum"]) > SHOWN else ""
-        bonds.add_row(bond["between"], str(bond["rank"]), f"{bond['entropy']:.3f}", values + more)
+        bonds.add_row(escape(bond["between"]), str(bond["rank"]), f"{bond['entropy']:.3f}", values + more)
     console.print(bonds)
     times = found["lora_parameters"] / found["parameters"]
     console.print(

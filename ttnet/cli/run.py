@@ -106,6 +106,14 @@ def run(options: FinetuneOptions, console: Console) -> Record:
             draw(output / "ranks.png", history.records, bond_labels(result["pattern"]))
         write_result(output / RESULT, result)
         print_result(console, result, output)
+        if adapted.adapter is not None and options.max_parameters is not None:
+            count = adapted.adapter.tensor_train().num_parameters
+            if count > options.max_parameters:
+                console.print(
+                    f"note: the train has {count:,} parameters, more than --max-parameters "
+                    f"{options.max_parameters:,}; more epochs, or a larger --max-cut, bring it down further",
+                    soft_wrap=True,
+                )
     return result
 
 

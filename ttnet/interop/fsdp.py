@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ttnet.adapters import TTAdapter, replicate
 from ttnet.errors import ConfigError
@@ -36,9 +35,6 @@ def leave_unsharded(adapter: TTAdapter, accelerator: Any, device: torch.device) 
     modules = [adapter, *adapter._saved_modules().values()]
     for module in modules:
         module.to(device)
-    for module in modules[1:]:
-        # Sharded layers may compute in bf16, what is trained stays in float32.
-        module.register_forward_pre_hook(_cast_inputs)
     ignored = plugin.ignored_modules
     if isinstance(ignored, str):
         raise ConfigError(
@@ -48,13 +44,3 @@ def leave_unsharded(adapter: TTAdapter, accelerator: Any, device: torch.device) 
     plugin.ignored_modules = [*(ignored or ()), *modules]
     if not adapter.cores.replicated:
         replicate(adapter)
-
-
-def _cast_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-    if dtype is None:
-        return args
-    return tuple(
-        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in args
-    )

@@ -5,6 +5,7 @@ and a model that was just cut would be judged before it had recovered.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -16,7 +17,6 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ttnet._typing import Cores
 from ttnet.adapters import TTAdapter, input_moments
 from ttnet.adapters.moments import check_pattern
 from ttnet.errors import ConfigError, NonFiniteError
@@ -28,7 +28,6 @@ from ttnet.optim.batches import seeded
 from ttnet.optim.norms import Metric, Metrics
 from ttnet.optim.subject import Loss
 from ttnet.parameter import TTParameter
-from ttnet.tensor_train import TensorTrain
 
 TRAINING_ARGUMENTS = "training_args.bin"
 
@@ -85,11 +84,7 @@ class DMRGCallback(TrainerCallback, ExportableState):
             _check_inputs(adapter, metric)
         self.parameter = adapter.cores if isinstance(adapter, TTAdapter) else adapter
         if isinstance(adapter, TTAdapter):
-
-            def measure(before: Cores, after: Cores) -> dict[str, float]:
-                return adapter.matrix_errors(TensorTrain(before), TensorTrain(after))
-
-            options.setdefault("measure", measure)
+            options.setdefault("measure", adapter.matrix_errors)
         self.ranks = RankSchedule(ranks) if isinstance(ranks, Mapping) else ranks
         self.problem = problem
         self.metric = metric
@@ -102,16 +97,38 @@ class DMRGCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Build the scheduler around the Trainer's optimizer; take back its state from a checkpoint."""
+        """Build the scheduler around the Trainer's optimizer; take back its state from a checkpoint.
+
+        Warns of sweeps that no epoch of this training reaches.
+
+        Raises:
+            ConfigError: The Trainer has another callback of this class, whose state has the same name.
+        """
         del control
+        callbacks: Any = state.stateful_callbacks
+        stored = callbacks.get(type(self).__name__)
+        if isinstance(stored, list):
+            raise ConfigError(
+                f"callbacks: a checkpoint holds one {type(self).__name__}, the Trainer has {len(stored)}; "
+                "give the second one a class of its own, class SecondCallback(DMRGCallback): pass"
+            )
+        self._warn_of_late_sweeps(state.num_train_epochs)
         metric = self._inputs_of(args, **kwargs) if isinstance(self.metric, str) else self.metric
         self.scheduler = DMRGScheduler(
             kwargs["optimizer"], self.parameter, ranks=self.ranks, metric=metric, **self.options
         )
-        callbacks: Any = state.stateful_callbacks
-        stored = callbacks.get(type(self).__name__) if state.global_step else None
-        if isinstance(stored, dict) and stored["attributes"]:
+        if state.global_step and isinstance(stored, dict) and stored["attributes"]:
             self.scheduler.load_state_dict(stored["attributes"])
+
+    def _warn_of_late_sweeps(self, epochs: int) -> None:
+        # A sweep happens when an epoch begins, and after the last one none does.
+        late = sorted(key for key in getattr(self.ranks, "ranks", {}) if key >= epochs > 0)
+        if late:
+            warnings.warn(
+                f"ranks: no sweep happens after {late[0]} completed epochs, for the training has {epochs} "
+                "and a sweep is followed by an epoch; train longer, or give smaller keys",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -187,7 +204,16 @@ def _check_inputs(adapter: TTAdapter | TTParameter, metric: str) -> None:
 
 def _loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     outputs = model(**batch)
-    return outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    if isinstance(outputs, Mapping):
+        loss = outputs.get("loss")
+    else:
+        loss = outputs[0] if isinstance(outputs, tuple | list) and len(outputs) else outputs
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise ConfigError(
+            f"problem: expected a loss, since {type(model).__name__} returns none for a training batch (give "
+            "labels, if it takes them); pass DMRGCallback(..., problem=BatchLoss(loss, batches))"
+        )
+    return loss
 
 
 class DMRGTrainer(Trainer):

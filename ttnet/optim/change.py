@@ -15,7 +15,7 @@ from ttnet.errors import ConfigError
 from ttnet.gauge import GaugeMaps, spectra
 from ttnet.optim.alignment import aligned, interface_maps
 from ttnet.optim.cuts import Cut, Gauge, grow, paper_cut, rounding_cut
-from ttnet.optim.distributed import agree, average
+from ttnet.optim.distributed import agree, mean, together
 from ttnet.optim.norms import Norm
 from ttnet.optim.problems.problem import Problem
 from ttnet.optim.ranks import AdaptiveRanks
@@ -25,11 +25,12 @@ from ttnet.optim.subject import Subject
 from ttnet.optim.swept import SweptTrain
 from ttnet.optim.two_site import OWN_PROBLEM, TwoSiteOptions, two_site_sweep
 from ttnet.rounding import distance
+from ttnet.tensor_train import TensorTrain
 
 Mode = Literal["truncate", "paper", "two-site"]
 
-Measure = Callable[[Cores, Cores], Mapping[str, float]]
-"""Relative Frobenius errors by name, of the cores after against those before (both weighted by a metric)."""
+Measure = Callable[[TensorTrain, TensorTrain], Mapping[str, float]]
+"""Relative Frobenius errors by name, of the train after against that before (both weighted by a metric)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class Sweep:
         """
         started, old = time.perf_counter(), train.cores()
         if self.mode != "two-site":
-            loss = self.subject.loss()
+            loss = mean(self._losses())
             steps = self._cut(train, old, targets)
             return self._finish(train, old, steps, started, loss=loss, cut=steps[0])
         swept, report = self._optimize(train, old, targets, None)
@@ -110,7 +111,7 @@ class Sweep:
             ConfigError: The rule needs a loss and there is none.
             NonFiniteError: The loss of an optimizing sweep is NaN or infinite.
         """
-        if rule.max_loss_increase is not None and not self.subject:
+        if rule.max_loss_increase is not None and not agree(bool(self.subject)):
             raise ConfigError(
                 "problem: AdaptiveRanks(max_loss_increase=) needs scheduler.step(problem), got None"
             )
@@ -133,7 +134,7 @@ class Sweep:
             cuts = [] if goal == ranks_of(before)[1:-1] else self._cut(train, before, goal)
             steps = ([optimized] if optimized else []) + cuts
             if steps:
-                loss = None if report else self.subject.loss()
+                loss = None if report else mean(self._losses())
                 cut = cuts[0] if cuts else None
                 changes[train.name] = self._finish(
                     train, before, steps, started, loss=loss, cut=cut, report=report
@@ -208,15 +209,14 @@ class Sweep:
         )
         if cut is not None:
             weights = zip(report.discarded_weight, cut.discarded_weight, strict=True)
-            loss_after = self.subject.loss()
             measure = self._measure_of(train)
             pair = norm.weighted(before), norm.weighted(cores)
             report = replace(
                 report,
                 discarded_weight=tuple(a + b for a, b in weights),
                 relative_error=_relative_distance(*pair),
-                matrix_errors=dict(measure(*pair)) if measure else {},
-                loss_after=loss_after if self.mode != "two-site" else average(loss_after),
+                matrix_errors=dict(measure(*map(TensorTrain, pair))) if measure else {},
+                loss_after=mean(self._losses()),
             )
         report = replace(
             report,
@@ -232,7 +232,8 @@ class Sweep:
         self, group: Sequence[SweptTrain], rule: AdaptiveRanks, cores: Mapping[str, Cores]
     ) -> dict[str, tuple[int, ...]]:
         names = [train.name for train in group]
-        start = None if rule.max_loss_increase is None else self.subject.loss()
+        # Process 0 decides, on its own loss.
+        start = None if rule.max_loss_increase is None else self._losses()[0]
 
         def accept(targets: tuple[tuple[int, ...], ...]) -> bool:
             # All processes try the same ranks, so that a loss may gather the weights of a sharded model.
@@ -246,8 +247,8 @@ class Sweep:
                     return False
             if rule.max_loss_increase is None or start is None:
                 return True
-            loss = self.subject.loss(cuts)
-            return agree(loss is not None and loss <= start + rule.max_loss_increase * abs(start))
+            loss = self._losses(cuts)[0]
+            return loss is not None and loss <= start + rule.max_loss_increase * abs(start)
 
         values = agree(
             [
@@ -261,10 +262,16 @@ class Sweep:
         shapes = [train.parameter.shape for train in group]
         return dict(zip(names, rule.joint_targets(values, shapes, accept), strict=True))
 
+    def _losses(self, trial: Mapping[str, Cores] | None = None) -> list[float | None]:
+        """The loss in each process; where one fails, all stop."""
+        return together("problem", lambda: self.subject.loss(trial))
+
     def _error(self, train: SweptTrain, before: Cores, after: Cores) -> float:
         measure, norm = self._measure_of(train), self.norms[train.name]
         pair = norm.weighted(before), norm.weighted(after)
-        return max(measure(*pair).values(), default=0.0) if measure else _relative_distance(*pair)
+        if measure is None:
+            return _relative_distance(*pair)
+        return max(measure(*map(TensorTrain, pair)).values(), default=0.0)
 
     def _measure_of(self, train: SweptTrain) -> Measure | None:
         return self.measure.get(train.name) if isinstance(self.measure, Mapping) else self.measure

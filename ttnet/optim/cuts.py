@@ -55,9 +55,10 @@ def rounding_cut(
         gauge: "nearest" keeps the scales of the old cores: a bond that is not cut is not touched, and the two
             factors of a cut bond have equal Gram matrices and lie nearest to the identity. "balanced" gives
             both sides the root of the singular values. "canonical" puts the center on core 0. Both are those
-            of the new train in the Frobenius norm, whatever the norm of the cut.
+            of the new train in the Frobenius norm, whatever the norm of the cut, and no gauge changes what
+            is cut.
         norm: In which errors are measured, by default Frobenius. What a semidefinite metric does not see may
-            go with what is cut; a metric that sees nothing of the train at all is left aside.
+            go with what is cut. It has to see something of the train, see `norm_of`.
 
     Returns:
         The cut. Its error in the norm is the root of the summed discarded weights.
@@ -71,13 +72,14 @@ def rounding_cut(
         return slice_cut(cores, ranks)
     resolution = 4 * torch.finfo(cores[0].dtype).eps
     plain = _Seen(cores=work, triangles=triangles, resolution=resolution)
-    seen = plain
-    if norm is not None and norm.roots is not None:
-        weighted = norm.weighted(work)
-        seen = _Seen(cores=weighted, triangles=left_triangles(weighted), resolution=resolution)
-        seen = plain if _is_zero(seen.cores, seen.triangles) else seen
-    maps, weights = _round(plain, seen, ranks, gauge)
-    if seen is not plain and gauge != "nearest":
+    if norm is None or norm.roots is None:
+        maps, weights = _round(plain, plain, ranks, gauge)
+        return Cut(cores=_like(maps.apply(work), cores), maps=maps, discarded_weight=tuple(weights))
+    weighted = norm.weighted(work)
+    seen = _Seen(cores=weighted, triangles=left_triangles(weighted), resolution=resolution)
+    # Another gauge would be found from the metric's singular values, and empty what it does not see.
+    maps, weights = _round(plain, seen, ranks, "nearest")
+    if gauge != "nearest":
         cut = maps.apply(work)
         plain = _Seen(cores=cut, triangles=left_triangles(cut), resolution=resolution)
         maps = maps.then(_round(plain, plain, ranks_of(cut)[1:-1], gauge)[0])

@@ -1,10 +1,13 @@
 """What sweeps need of a distributed job: one process decides, all hold the same bits."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ttnet.errors import StateError
 
 _T = TypeVar("_T")
 
@@ -32,16 +35,46 @@ def gather(value: _T) -> list[_T]:
     return values
 
 
-def average(value: float | None) -> float | None:
-    """The mean over all processes of a value that each of them has."""
-    if not is_distributed() or value is None:
-        return value
-    values = gather(value)
-    return sum(values) / len(values)
+def together(name: str, ask: Callable[[], _T]) -> list[_T]:
+    """What each process answers; a failure in one of them is an error in all, and nobody waits for ever.
+
+    Args:
+        name: What is asked, for the message.
+        ask: Called once in each process.
+
+    Returns:
+        The answers in the order of the processes' ranks.
+
+    Raises:
+        StateError: Another process failed. A process that fails itself raises its own error.
+    """
+    if not is_distributed():
+        return [ask()]
+    try:
+        answer = True, ask()
+    except Exception:
+        gather((False, None))
+        raise
+    answers: list[Any] = gather(answer)
+    failed = sum(not succeeded for succeeded, _ in answers)
+    if failed:
+        raise StateError(
+            f"{name}: failed in {failed} of {len(answers)} processes; their own messages say why, and no "
+            f"train was changed"
+        )
+    return [value for _, value in answers]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values of those processes that have one; None where none has."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the tensors of process 0, in place."""
     if is_distributed():
         for tensor in tensors:
-            dist.broadcast(tensor.data, src=0)
+            dist.broadcast(tensor.detach(), src=0)
+            # The exchange writes without telling, and caches of what is computed from cores look here.
+            torch.autograd.graph.increment_version(tensor)

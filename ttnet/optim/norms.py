@@ -6,6 +6,7 @@ of a cut act on bonds, and the matrices L_k on modes: so the maps that cut the w
 to the train itself, and no inverse of L_k is needed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from ttnet._typing import Cores, CoresLike
 from ttnet.errors import ConfigError, ShapeError, StateError
 from ttnet.metric import Root, apply_modes, factor_metric
 from ttnet.optim.distributed import broadcast, gather, is_distributed
+from ttnet.tensor_train import TensorTrain
 
 Metric = Sequence[Tensor | None]
 """One Hermitian positive semidefinite matrix (n_k, n_k) or None (identity) for each mode."""
@@ -76,7 +78,8 @@ def norm_of(metric: Metric | None, cores: CoresLike) -> Norm:
         cores: Core k of shape (r_k, n_k, r_{k+1}).
 
     Returns:
-        The norm.
+        The norm; that of Frobenius also where the metric sees nothing of the train but roundoff, since it
+        could tell no direction from another.
 
     Raises:
         ShapeError: Another number of matrices than modes, or a matrix that does not fit its mode.
@@ -88,7 +91,9 @@ def norm_of(metric: Metric | None, cores: CoresLike) -> Norm:
     like = [core.detach().to(_coarser(core, matrix)) for core, matrix in zip(cores, metric, strict=True)]
     detached = [None if matrix is None else matrix.detach() for matrix in metric]
     found = [factor_metric([matrix], [core])[0] for matrix, core in zip(detached, like, strict=True)]
-    return Norm(roots=tuple(root if root is None else _square(root) for root in found))
+    norm = Norm(roots=tuple(root if root is None else _square(root) for root in found))
+    roundoff = max(torch.finfo(core.dtype).eps for core in like)
+    return norm if _sees(norm, cores, 4 * roundoff) else Norm()
 
 
 def check_metric(metric: object, shape: Sequence[int]) -> None:
@@ -181,10 +186,15 @@ def _evaluate(
         metric: Any = by_name.get(name)
         metric = metric() if callable(metric) else metric
         check_metric(metric, [core.shape[1] for core in own])
-        # Copies on the device of the cores: the mean over processes is taken in place.
-        device = own[0].device
-        found[name] = metric and [m if m is None else m.detach().clone().to(device) for m in metric]
+        found[name] = metric and [None if m is None else _copy(m, own[0].device) for m in metric]
     return found
+
+
+def _copy(matrix: Tensor, device: torch.device) -> Tensor:
+    """A dense copy in float32 or better: the mean over processes is taken in place, of raw memory."""
+    matrix = matrix.detach().resolve_conj().resolve_neg()
+    dtype = torch.promote_types(matrix.dtype, torch.float32)
+    return matrix.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _by_name(metrics: Any, names: Sequence[str]) -> Mapping[str, Any]:
@@ -235,6 +245,15 @@ def _square(root: Root) -> Tensor:
         return factor
     sizes = torch.linalg.vector_norm(factor, dim=1)
     return factor.mH @ (factor / sizes.unsqueeze(1))
+
+
+def _sees(norm: Norm, cores: CoresLike, roundoff: float) -> bool:
+    """Whether the norm of a train that is not zero is more than roundoff."""
+    plain = float(TensorTrain([core.detach().to(_precise(core)) for core in cores]).norm())
+    bound = plain * math.prod(
+        float(torch.linalg.matrix_norm(root, 2)) for root in norm.roots or () if root is not None
+    )
+    return plain == 0.0 or float(TensorTrain(norm.weighted(cores)).norm()) > roundoff * bound
 
 
 def _precise(tensor: Tensor) -> torch.dtype:

@@ -1,16 +1,16 @@
 """`DMRGScheduler`: sweeps over trained trains between epochs of any torch optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from ttnet.errors import ConfigError
+from ttnet.errors import ConfigError, StateError
 from ttnet.optim.arguments import check_optimizer, check_options, named_trains, rank_rules
 from ttnet.optim.change import Change, Measure, Mode, Sweep
 from ttnet.optim.cuts import Gauge
-from ttnet.optim.distributed import is_distributed
+from ttnet.optim.distributed import gather, is_distributed, together
 from ttnet.optim.norms import Metrics, check_metrics, norms_now
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
 from ttnet.optim.result import SweepReport
@@ -57,12 +57,16 @@ class DMRGScheduler:
             have been multiplied by roots of C_k. In several processes the mean of their metrics counts.
         keep_shapes: Cut without changing shapes, as distributed data parallelism needs it: both sides of a
             removed direction become zero and stay so, gradients and moments included. By default where
-            `torch.distributed` runs several processes and the trains are not `replicated`; process 0 decides
-            then. See `compact`.
+            `torch.distributed` runs several processes and the trains are not `replicated`; False is refused
+            there. See `compact`.
         seed: Seed of the directions that growing ranks receive.
 
+    In several processes (the default group of `torch.distributed`) all have to call `step`. Process 0 decides
+    about ranks, reports have the mean of the losses, and cores that have drifted apart are refused.
+
     Raises:
-        ConfigError: An option has a value it cannot have, the optimizer does not hold the cores, or is LBFGS.
+        ConfigError: An option has a value it cannot have, the optimizer does not hold the cores, or is LBFGS;
+            or shapes may change in several processes, but the trains are not `replicated`.
         RankError: A list in the schedule that the bonds cannot have.
         ShapeError: A matrix of the metric does not fit its mode.
 
@@ -98,8 +102,15 @@ class DMRGScheduler:
         self.gauge: Gauge = gauge or ("canonical" if mode == "paper" else "nearest")
         self.measure = measure
         self.metric = metric
-        free = all(each.replicated for each in named.values())
-        self.keep_shapes = is_distributed() and not free if keep_shapes is None else keep_shapes
+        is_torn = _is_torn(named.values())
+        self.keep_shapes = is_torn if keep_shapes is None else keep_shapes
+        if not self.keep_shapes and is_torn:
+            raise ConfigError(
+                "keep_shapes: expected True or None in several processes, where DistributedDataParallel does "
+                "not average gradients whose shapes have changed, got False; call "
+                "ttnet.adapters.replicate(adapter) before, or set parameter.replicated = True where you "
+                "average gradients yourself"
+            )
         self.seed = seed
         self.epoch = 0
         rules = rank_rules(ranks, list(named))
@@ -141,7 +152,8 @@ class DMRGScheduler:
 
         Raises:
             StateError: Cores hold gradients that the optimizer has not used yet (in the middle of
-                accumulation).
+                accumulation); or the processes of a job hold different cores, are not at the same epoch, or
+                one of them has failed.
             NonFiniteError: A core or a loss is NaN or infinite.
             ConfigError: A problem is needed and none was given, or a function returned what is no metric.
         """
@@ -182,12 +194,9 @@ class DMRGScheduler:
             train.load_state_dict(trains[name])
 
     def _sweep(self, epoch: int, problem: Loss | None) -> dict[str, SweepReport]:
-        due = self._due(epoch)
+        due, subject = self._prepare(epoch, problem)
         if not due:
             return {}
-        for group in due:
-            for train in group:
-                train.check_ready()
         seeds = {name: self.seed * 1_000_003 + epoch + 7919 * i for i, name in enumerate(self._trains)}
         sweep = Sweep(
             mode=self.mode,
@@ -196,7 +205,7 @@ class DMRGScheduler:
             measure=self.measure,
             seed=seeds,
             epoch=epoch,
-            subject=Subject(problem, {name: train.parameter for name, train in self._trains.items()}),
+            subject=subject,
             norms=norms_now(
                 self.metric,
                 {train.name: train.cores() for group in due for train in group},
@@ -215,6 +224,48 @@ class DMRGScheduler:
             self._trains[name].assign(change.cores, change.maps, self.state)
             self._trains[name].last_cut = epoch
         return {name: change.report for name, change in changes.items()}
+
+    def _prepare(self, epoch: int, problem: Loss | None) -> tuple[list[list[SweptTrain]], Subject]:
+        """What is due and its loss, after all processes have agreed that they may go on."""
+        due: list[list[SweptTrain]] = []
+        parameters = {name: train.parameter for name, train in self._trains.items()}
+        subject = Subject(None, parameters)
+
+        def prepare() -> tuple[object, ...]:
+            nonlocal due, subject
+            if not self.keep_shapes and _is_torn(parameters.values()):
+                raise StateError(
+                    "scheduler.step: the trains are not replicated any more, so each process has its own, "
+                    "and a sweep would overwrite them; call replicate(adapter) again"
+                )
+            due = self._due(epoch)
+            names = [train.name for group in due for train in group]
+            for group in due:
+                for train in group:
+                    train.check_ready()
+            if due:
+                subject = Subject(problem, parameters)
+            carried = self.state == "transport"
+            return epoch, [
+                (name, train.shapes(state=carried and name in names)) for name, train in self._trains.items()
+            ]
+
+        states = together("scheduler.step", prepare)
+        if any(state != states[0] for state in states):
+            raise StateError(
+                f"scheduler.step: expected the same epoch and the same shapes of cores and optimizer states "
+                f"in all processes, got {' and '.join(map(str, states))}; load checkpoints in every process"
+            )
+        if is_distributed():
+            apart = [train.is_apart() for train in self._trains.values()]
+            if any(map(any, gather(apart))):
+                raise StateError(
+                    "scheduler.step: desynchronized, the processes hold different cores, since gradients are "
+                    "not averaged, or no longer: DistributedDataParallel stops doing so after load_weights "
+                    "of other ranks, compact(), add_task or train_only; make such changes before wrapping, "
+                    "or use ttnet.adapters.replicate"
+                )
+        return due, subject
 
     def _due(self, epoch: int) -> list[list[SweptTrain]]:
         """The trains to sweep now; those that one `AdaptiveRanks` rules come together."""
@@ -246,3 +297,8 @@ class DMRGScheduler:
     def _each(self, values: Mapping[str, Any]) -> Any:
         """The value itself for a single train, else the values by name."""
         return next(iter(values.values())) if self._is_single else dict(values)
+
+
+def _is_torn(trains: Iterable[TTParameter]) -> bool:
+    """Whether several processes train, and nobody averages gradients whose shapes have changed."""
+    return is_distributed() and not all(train.replicated for train in trains)

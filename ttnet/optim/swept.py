@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 from ttnet._typing import Cores, CoresLike
 from ttnet.errors import ConfigError, NonFiniteError, RankError, StateError
 from ttnet.gauge import GaugeMaps
-from ttnet.optim.distributed import broadcast, is_distributed
+from ttnet.optim.distributed import broadcast
 from ttnet.optim.ranks import AdaptiveRanks, RankSchedule
 from ttnet.optim.transport import StateRule, carry_state, state_tensors, unwrap
 from ttnet.parameter import TTParameter
+
+_DRIFT = 1e-3
 
 
 class SweptTrain:
@@ -82,9 +84,8 @@ class SweptTrain:
         self.parameter.assign(cores if capacity is None else _pad_cores(cores, capacity))
         self._active = tuple(core.shape[2] for core in cores[:-1])
         carry_state(self._optimizer, self.parameter, maps, rule)
-        if is_distributed():
-            broadcast(self.parameter.core_parameters())
-            broadcast(state_tensors(self._optimizer, self.parameter))
+        broadcast(self.parameter.core_parameters())
+        broadcast(state_tensors(self._optimizer, self.parameter))
         self._used_gradients.clear()
 
     def compact(self) -> None:
@@ -92,6 +93,20 @@ class SweptTrain:
         self.parameter.assign(self.cores())
         for core in self.parameter.core_parameters():
             unwrap(self._optimizer).state.pop(core, None)
+
+    def shapes(self, *, state: bool = False) -> list[tuple[int, ...]]:
+        """Shapes of the cores, and of what the optimizer keeps of them: the same in all processes."""
+        tensors = [*self.parameter.core_parameters()]
+        tensors += [*state_tensors(self._optimizer, self.parameter)] if state else []
+        return [tuple(tensor.shape) for tensor in tensors]
+
+    def is_apart(self) -> bool:
+        """Whether the cores differ from those of process 0 by more than different hardware explains."""
+        own = [core.detach() for core in self.parameter.core_parameters()]
+        first = [core.clone() for core in own]
+        broadcast(first)
+        size = torch.linalg.vector_norm
+        return any(bool(size(a - b) > _DRIFT * size(b)) for a, b in zip(own, first, strict=True))
 
     def check_capacity(self, targets: tuple[int, ...]) -> None:
         """Refuse ranks that shapes which are kept have no room for.

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ttnet.adapters.structure import Combo, Layout, Site
 from ttnet.errors import ConfigError, RankError
 from ttnet.interop.lora.fit import fit_train
 from ttnet.interop.lora.low_rank import relative
+from ttnet.interop.lora.peft_files import check_no_peft_adapter
 from ttnet.interop.lora.shared_train import SharedTrain, Term
 from ttnet.tensor_train import TensorTrain
 from ttnet.truncation import Truncation
@@ -34,10 +36,12 @@ class Compression:
     Attributes:
         saved: The adapter, as `ttnet.adapters.read` would read it.
         errors: For each matrix |dW - its part of the train| / |dW|, measured on the train as it is saved;
-            with several LoRA adapters the names begin with "task/".
+            with several LoRA adapters the names begin with "task/". Where dW is zero, as for a task whose
+            LoRA has no such matrix, it is relative to the root mean square of the other norms.
         relative_error: The same for all matrices together.
         source_parameters: Entries of what was compressed: the factors of LoRA, or the adapted matrices.
-        left_out: What differs between two models and is not in the adapter: relative change by name.
+        left_out: What differs between two models and is not in the adapter: relative change by name,
+            infinity where it is not known.
     """
 
     saved: SavedAdapter
@@ -62,7 +66,11 @@ class Compression:
 
         Args:
             directory: Where to write, created where it is missing.
+
+        Raises:
+            ConfigError: The directory holds an adapter of peft, whose files have the same names.
         """
+        check_no_peft_adapter(directory)
         saved = self.saved
         files.write(
             directory,
@@ -104,6 +112,7 @@ class Source:
         left: Shape (in, r), None where `right` is dense.
         right: Shape (r, out), or dW (in, out).
         combo: Its places on the axes that are selected when the model runs.
+        absent: Whether nobody gave it: a zero that the train shall hold in its place.
     """
 
     key: str
@@ -111,6 +120,7 @@ class Source:
     left: Tensor | None
     right: Tensor
     combo: Combo = ()
+    absent: bool = False
 
 
 def check_pattern(pattern: Pattern) -> None:
@@ -120,6 +130,11 @@ def check_pattern(pattern: Pattern) -> None:
         PatternError: It cannot.
     """
     pattern.check_order()
+    if not pattern.middle_modes:
+        raise pattern.error(
+            "out",
+            "a train is fitted to patterns with an axis between 'in' and 'out', such as 'in matrix out'",
+        )
     if pattern.left_modes != (("in",),) or pattern.right_modes not in ((("out",),), (("head",), ("out",))):
         axis = "in" if pattern.left_modes != (("in",),) else "out"
         raise pattern.error(
@@ -164,14 +179,28 @@ def compress(
         The adapter, of no model yet.
 
     Raises:
-        ConfigError: `max_error` or `sweeps` has a value it cannot have.
+        ConfigError: `truncation`, `max_error` or `sweeps` has a value it cannot have.
         RankError: A list of ranks that does not fit, or `max_error` is out of reach of `max_rank`.
     """
+    if not isinstance(truncation, Truncation):
+        remedy = f"Truncation(max_rank={truncation})" if isinstance(truncation, int) else "Truncation(...)"
+        raise ConfigError(
+            f"truncation: expected a Truncation, got {truncation!r}; give truncation={remedy}, of ttnet"
+        )
     if max_error is not None and not 0 < max_error < 1:
         raise ConfigError(f"max_error: expected a number between 0 and 1, got {max_error!r}")
     if isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 0:
         raise ConfigError(f"sweeps: expected an integer of at least 0, got {sweeps!r}")
     terms = _terms(sources, layout)
+    norms = [term.norm for term in terms]
+    total = math.hypot(*norms)
+    if not total:
+        warnings.warn(
+            "every matrix to compress is zero: the adapter will change nothing; was the right one given?",
+            stacklevel=4,
+        )
+        truncation = Truncation(max_rank=1)
+    typical = total / math.sqrt(max(sum(norm > 0 for norm in norms), 1))
     sizes = layout.shape[1 : 1 + len(layout.pattern.middle_modes)]
     wish = truncation
     if max_error is not None:
@@ -179,16 +208,23 @@ def compress(
     errors, worst = dict.fromkeys((source.key for source in sources), math.inf), sources[0].key
     for _ in range(_TRIALS):
         shared = _rounded(fit_train(terms, sizes, wish, head_dim=layout.head_dim, sweeps=sweeps), config)
-        absolute, norms = shared.errors(terms), [term.norm for term in terms]
-        errors = {s.key: relative(*pair) for s, *pair in zip(sources, absolute, norms, strict=True)}
+        absolute = shared.errors(terms)
+        errors = {
+            source.key: relative(error, norm or typical)
+            for source, error, norm in zip(sources, absolute, norms, strict=True)
+        }
         worst = max(errors, key=lambda key: errors[key])
         if max_error is None or errors[worst] <= max_error:
-            return _compression(sources, layout, config, shared, errors, absolute, norms)
+            return _compression(
+                sources, layout, config, shared, errors, relative(math.hypot(*absolute), total)
+            )
         factor = 0.9 * max_error / errors[worst]
         wish = replace(wish, rtol=(wish.rtol or max_error) * min(max(factor, 0.1), 0.7))
+    cap = truncation.max_rank
+    remedy = "take dtype='float64'" if cap is None else f"raise max_rank, which is {cap}"
     raise RankError(
         f"max_error: {worst!r} has the relative error {errors[worst]:.2e} where {max_error:g} is allowed; "
-        f"raise max_rank, which is {truncation.max_rank}, or allow a larger error"
+        f"{remedy}, or allow a larger error"
     )
 
 
@@ -198,8 +234,7 @@ def _compression(
     config: TTAdapterConfig,
     shared: SharedTrain,
     errors: Mapping[str, float],
-    absolute: Sequence[float],
-    norms: Sequence[float],
+    relative_error: float,
 ) -> Compression:
     cores = [core.to("cpu", config.torch_dtype) for core in shared.cores()]
     train = TensorTrain(cores)
@@ -212,9 +247,11 @@ def _compression(
             base={},
         ),
         errors=errors,
-        relative_error=relative(math.hypot(*absolute), math.hypot(*norms)),
+        relative_error=relative_error,
         source_parameters=sum(
-            source.right.numel() + (0 if source.left is None else source.left.numel()) for source in sources
+            source.right.numel() + (0 if source.left is None else source.left.numel())
+            for source in sources
+            if not source.absent
         ),
     )
 

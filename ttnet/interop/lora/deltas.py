@@ -26,6 +26,9 @@ from ttnet.interop.lora.compression import (
 from ttnet.interop.lora.low_rank import relative
 from ttnet.truncation import Truncation
 
+_NOT_TAKEN = ("rank", "alpha", "alpha_scaling", "init", "init_std", "seed", "frozen", "diagonal")
+"""Options of an adapter that is made anew."""
+
 
 @torch.no_grad()
 def from_delta(
@@ -51,18 +54,26 @@ def from_delta(
         coordinates: A function (name, module) -> {axis: label}.
         options: Options of `TTAdapterConfig`: `target_modules`, `exclude_modules`, `layers_to_transform`,
             `modules_to_save` (taken from `tuned` whole, by default the classifier), `axes`, `head_dim`, ...
+            Those of an adapter that is made anew (`rank`, `alpha`, `init`, `frozen`, `diagonal`) are not
+            taken: `truncation` says the ranks, and the cores stand for dW itself.
 
     Returns:
         The adapter for `base`, with the error of each matrix, and in `left_out` what else differs.
 
     Raises:
-        ConfigError: A target that matches nothing, or models of different kinds.
+        ConfigError: A target that matches nothing, models of different kinds, or an option that is not taken.
         PatternError: A pattern that does not fit, or an axis on which a module has no label.
         ShapeError: A module of another shape in `tuned`.
         DTypeError: A weight that is quantized.
         NonFiniteError: A weight that is not finite.
         RankError: A list of ranks that does not fit, or `max_error` is out of reach of `max_rank`.
     """
+    refused = [name for name in _NOT_TAKEN if name in options]
+    if refused:
+        raise ConfigError(
+            f"{refused[0]}: from_delta does not take it; the cores follow from the matrices, and their ranks "
+            "from truncation=Truncation(max_rank=...)"
+        )
     text = PRESETS.get(pattern.lower(), pattern)
     config = TTAdapterConfig(pattern=text, **options)
     check_pattern(config.parsed)
@@ -81,15 +92,8 @@ def from_delta(
         sources += [
             Source(key=s.name, site=s.name, left=None, right=part) for s, part in zip(own, parts, strict=True)
         ]
+    modules = _saved_modules(base, others, names)
     fitted = compress(sources, layout, config, truncation, max_error, sweeps)
-    missing = [name for name in names if name not in others]
-    if missing:
-        raise ConfigError(f"modules_to_save: tuned has no module {missing[0]!r}; give models of one kind")
-    modules = {
-        f"{name}.{key}": value.detach().clone()
-        for name in names
-        for key, value in others[name].state_dict().items()
-    }
     known = {*modules, *(f"{module}.weight" for module in layout.modules)}
     saved = replace(
         fitted.saved,
@@ -101,6 +105,26 @@ def from_delta(
         module_names=names,
     )
     return replace(fitted, saved=saved, left_out=_other_changes(base, tuned, known))
+
+
+def _saved_modules(
+    base: nn.Module, others: Mapping[str, nn.Module], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The tensors of the tuned model's modules that are taken whole."""
+    found: dict[str, Tensor] = {}
+    for name in names:
+        if name not in others:
+            raise ConfigError(f"modules_to_save: tuned has no module {name!r}; give models of one kind")
+        before = base.get_submodule(name).state_dict()
+        for key, value in others[name].state_dict().items():
+            if key not in before or before[key].shape != value.shape:
+                shape = tuple(before[key].shape) if key in before else None
+                raise ConfigError(
+                    f"modules_to_save: '{name}.{key}' has the shape {tuple(value.shape)} in tuned, in base "
+                    f"{shape}; build the base with the same number of labels, or leave it out"
+                )
+            found[f"{name}.{key}"] = value.detach().clone()
+    return found
 
 
 def _change(base: nn.Module, others: Mapping[str, nn.Module], name: str) -> Tensor:

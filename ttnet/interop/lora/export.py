@@ -22,8 +22,8 @@ from ttnet.adapters.linear import AdaptedLinear
 from ttnet.adapters.selection import check_axes
 from ttnet.adapters.selection import select as read_selection
 from ttnet.adapters.structure import Combo, Layout
-from ttnet.errors import ConfigError, NonFiniteError, RankError
-from ttnet.interop.lora.low_rank import product_error, round_product
+from ttnet.errors import ConfigError, NonFiniteError, RankError, StateError
+from ttnet.interop.lora.low_rank import balanced_product, product_error, round_product
 from ttnet.interop.lora.peft_files import LoraFiles, write_lora
 
 _CONV1D_MODELS = re.compile(r"GPT2|OpenAIGPT|ImageGPT|DecisionTransformer")
@@ -68,6 +68,7 @@ def to_lora(
     dtype: str = "float32",
     task_type: str | None = None,
     base_model: str | None = None,
+    overwrite: bool = False,
 ) -> LoraReport:
     """Write an adapter as the files of a LoRA, as peft reads them.
 
@@ -78,7 +79,7 @@ def to_lora(
 
     Args:
         adapter: An attached adapter, one that `ttnet.adapters.read` read, or the directory of a saved one.
-        directory: Where to write, created where it is missing; files of a LoRA that are there are replaced.
+        directory: Where to write, created where it is missing.
         max_lora_rank: Largest rank, such as the `max_lora_rank` of a server.
         rtol: Each matrix takes the smallest rank with at most this relative error, and then the cap.
         select: A label on each axis that is chosen when the model runs, such as {"task": "rte"}; by
@@ -88,14 +89,16 @@ def to_lora(
         dtype: "float32", "bfloat16" or "float16", of the factors.
         task_type: peft's, such as "CAUSAL_LM".
         base_model: Name or directory of the base model; by default what the adapter knows of it.
+        overwrite: Whether a LoRA that is in the directory is replaced.
 
     Returns:
         Ranks, and the measured error of every matrix.
 
     Raises:
         RankError: `max_lora_rank` is below 1.
-        ConfigError: Another option, or a label in `select`, has a value it cannot have; or `directory`
-            holds an adapter of ttnet, whose files have the same names.
+        ConfigError: Another option, or a label in `select`, has a value it cannot have; `directory` holds an
+            adapter, whose files have the same names; a factor does not fit in `dtype`; or peft would take
+            another module for one that is trained whole.
         StateError: Nothing is selected on an axis that is chosen when the model runs.
         NonFiniteError: A core holds a NaN or an infinity; nothing is written.
         FormatError: `adapter` is a directory without a saved adapter.
@@ -125,13 +128,20 @@ def to_lora(
         if not all(bool(factor.isfinite().all()) for factor in pair):
             raise NonFiniteError(f"adapter: dW of {name!r} is not finite; train with a lower learning rate")
         cut = round_product(*pair, max_rank=max_lora_rank, rtol=float(rtol))
+        if dtype == "float16":
+            cut = balanced_product(*cut)
         written = cut[0].to(_DTYPES[dtype]), cut[1].to(_DTYPES[dtype])
+        if not all(bool(factor.isfinite().all()) for factor in written):
+            raise ConfigError(
+                f"dtype: a factor of {name!r} is too large for {dtype}; take bfloat16 or float32"
+            )
         tensors[name] = (written[0].T, written[1].T)
         ranks[name] = written[0].shape[1]
         errors[name] = product_error(pair, written)
     _warn_of_experts(list(tensors), model)
     names = saved.module_names if modules_to_save else ()
     modules = _modules(saved, combo) if modules_to_save else {}
+    _check_saved_modules(names, saved.layout, model)
     path = Path(directory)
     write_lora(
         path,
@@ -145,6 +155,7 @@ def to_lora(
         targets=_targets(list(tensors), model),
         fan_in_fan_out=_has_conv1d(saved, model),
         task_type=task_type,
+        overwrite=overwrite,
     )
     return LoraReport(
         directory=path,
@@ -181,6 +192,13 @@ def _chosen(adapter: TTAdapter | SavedAdapter | str | Path) -> Mapping[str, Any]
 
 def _combo(layout: Layout, chosen: Mapping[str, Any]) -> Combo:
     check_axes(layout, chosen)
+    for axis in layout.runtime:
+        labels = axis.labels or ()
+        if chosen.get(axis.name) is None and len(labels) > 1:
+            raise StateError(
+                f"select: nothing is selected on {axis.name!r}; give select={{{axis.name!r}: {labels[0]!r}}} "
+                f"or another of {labels}"
+            )
     selection = read_selection(layout, chosen)
     if selection.rows is not None:
         raise ConfigError("select: expected one label on each axis, got one for each sample; name one")
@@ -196,6 +214,22 @@ def _modules(saved: SavedAdapter, combo: Combo) -> dict[str, Tensor]:
     mark = f".places.{place}."
     own = [key for key in saved.modules if mark in key]
     return {key.replace(mark, "."): saved.modules[key] for key in own}
+
+
+def _check_saved_modules(names: Sequence[str], layout: Layout, model: nn.Module | None) -> None:
+    """Refuse what peft reads otherwise: it takes every module whose name ends like that of a saved one."""
+    if model is None:
+        parts = [name.split(".") for name in layout.modules]
+        present = list(dict.fromkeys(".".join(own[: k + 1]) for own in parts for k in range(len(own))))
+    else:
+        present = _own_modules(model)
+    for name in names:
+        taken = [each for each in present if each.endswith(name) and each not in names]
+        if taken:
+            raise ConfigError(
+                f"modules_to_save: peft takes {taken[0]!r} for {name!r}, whose name ends alike, and would "
+                "not load the files; give modules_to_save=False and keep the module apart"
+            )
 
 
 def _targets(names: Sequence[str], model: nn.Module | None) -> list[str] | str:

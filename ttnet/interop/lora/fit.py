@@ -174,21 +174,31 @@ def _to_one_gauge(shared: SharedTrain, terms: Sequence[Term], small: list[Tensor
     caps = [budget.cap(bond) for bond in range(budget.bonds)]
     places = [term.places for term in terms]
     inner = len(places[0])
-    maps = align(small, [term.rows for term in terms], places, caps[1 : inner + 1])
+    # A matrix of zeros is met in any gauge, and would pull on that of the others.
+    present = [k for k, matrix in enumerate(small) if bool(matrix.any())]
+    maps = align(
+        [small[k] for k in present],
+        [terms[k].rows for k in present],
+        [places[k] for k in present],
+        caps[1 : inner + 1],
+    )
     for rows, own in maps.items():
         shared.left[rows] = shared.left[rows] @ torch.linalg.inv(own)  # pyright: ignore[reportArgumentType]
     other = {}
     if shared.head is None:
-        turned = [matrix.T for matrix in small]
-        backward = [own[::-1] for own in places]
-        other = align(turned, [term.columns for term in terms], backward, caps[:inner][::-1])
+        other = align(
+            [small[k].T for k in present],
+            [terms[k].columns for k in present],
+            [places[k][::-1] for k in present],
+            caps[:inner][::-1],
+        )
     for columns, own in other.items():
         shared.right[columns] = torch.linalg.inv(own).T @ shared.right[columns]  # pyright: ignore[reportArgumentType]
-    for k, term in enumerate(terms):
+    for k in present:
         if maps:
-            small[k] = maps[term.rows] @ small[k]
+            small[k] = maps[terms[k].rows] @ small[k]
         if other:
-            small[k] = small[k] @ other[term.columns].T
+            small[k] = small[k] @ other[terms[k].columns].T
     return bool(maps or other)
 
 

@@ -1,5 +1,6 @@
 """`from_lora`: LoRA adapters, as peft saved them, compressed into one train."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ttnet.adapters.coordinates import Coordinates
 from ttnet.adapters.coordinates import coordinates as default_coordinates
 from ttnet.adapters.layout import make_layout
 from ttnet.adapters.split import find_split
-from ttnet.adapters.structure import Site
+from ttnet.adapters.structure import Combo, Site
 from ttnet.errors import ConfigError, ShapeError
 from ttnet.interop.lora.compression import (
     RANK_8,
@@ -40,7 +41,7 @@ def from_lora(
     sweeps: int = 20,
     axes: Sequence[Axis] = (),
     coordinates: Coordinates | None = None,
-    exclude_modules: Sequence[str] = (),
+    exclude_modules: str | Sequence[str] = (),
     split: Mapping[str, Any] | None = None,
     head_dim: int | None = None,
     dtype: str = "float32",
@@ -49,6 +50,7 @@ def from_lora(
 
     The factors are compressed as they are: neither a dW nor the tensor of all of them is formed. A TT-SVD
     gives ranks and first values, alternating least squares then lowers the error of the matrices themselves.
+    Of several adapters, one that lacks a matrix of another has a zero there, which is fitted and reported.
 
     Args:
         directories: One directory; or several, for an axis `task`, whose labels are the names of the
@@ -59,7 +61,8 @@ def from_lora(
         sweeps: Most sweeps of least squares; 0 leaves the TT-SVD as it is.
         axes: Axes of the user's own that the pattern uses.
         coordinates: A function (name, module) -> {axis: label}, called with an empty module.
-        exclude_modules: Endings of names of modules that are left out.
+        exclude_modules: Endings of names of modules that are left out, or a regular expression for the whole
+            name.
         split: Fused modules whose parts count as matrices of their own, by ending of their name, such as
             ``{"c_attn": ("query", "key", "value")}`` or with a `Split`.
         head_dim: Width of a chunk of the `head` axis.
@@ -113,17 +116,11 @@ def from_lora(
             f"split: no module is called {unused[0]!r}; there are {', '.join(list(widths)[:8])}"
         )
     sources = [
-        Source(
-            key=f"{task}/{site.name}" if several else site.name,
-            site=site.name,
-            left=a.T,
-            right=right,
-            combo=(k,) if TASK in parsed.axes else (),
-        )
+        source
         for k, (task, lora) in enumerate(loras.items())
-        for name, (a, b) in lora.factors.items()
-        if name in sites
-        for site, right in zip(sites[name], split_columns(_right(lora, name), sites[name]), strict=True)
+        for source in _sources(
+            lora, sites, f"{task}/" if several else "", (k,) if TASK in parsed.axes else ()
+        )
     ]
     layout = make_layout(
         parsed, [site for own in sites.values() for site in own], declared=by_task, head_dim=head_dim
@@ -132,6 +129,11 @@ def from_lora(
     if others:
         raise parsed.error(others[0], "no adapter says where it stands on it; give coordinates=...")
     modules, names, left_out = _whole_modules(loras, several)
+    left_out |= {
+        f"{task}/{name}" if several else name: float("inf")
+        for task, lora in loras.items()
+        for name in lora.base_copies
+    }
     config = replace(
         config,
         target_modules=tuple(widths),
@@ -149,7 +151,7 @@ def _by_task(
     directories: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
 ) -> dict[str, str | Path]:
     if isinstance(directories, str | Path):
-        return {Path(directories).name or "default": directories}
+        return {Path(directories).resolve().name or "default": directories}
     if isinstance(directories, Mapping):
         found = dict(directories)
     else:
@@ -164,12 +166,13 @@ def _by_task(
     return found
 
 
-def _widths(loras: Mapping[str, LoraFiles], exclude: Sequence[str]) -> dict[str, tuple[int, int]]:
+def _widths(loras: Mapping[str, LoraFiles], exclude: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """Input and output width of every module that is compressed."""
     widths: dict[str, tuple[int, int]] = {}
+    excluded = _excluded(list(dict.fromkeys(n for lora in loras.values() for n in lora.factors)), exclude)
     for task, lora in loras.items():
         for name, (a, b) in lora.factors.items():
-            if any(_ends(name, ending) for ending in exclude):
+            if name in excluded:
                 continue
             pair = (a.shape[1], b.shape[0])
             if widths.setdefault(name, pair) != pair:
@@ -178,8 +181,28 @@ def _widths(loras: Mapping[str, LoraFiles], exclude: Sequence[str]) -> dict[str,
                     "compress adapters of one model together"
                 )
     if not widths:
-        raise ConfigError(f"exclude_modules: {list(exclude)} leaves no matrix; exclude fewer")
+        raise ConfigError(f"exclude_modules: {exclude!r} leaves no matrix; exclude fewer")
     return widths
+
+
+def _excluded(names: Sequence[str], exclude: str | Sequence[str]) -> set[str]:
+    """The modules that `exclude_modules` means."""
+    found: set[str] = set()
+    for wanted in [exclude] if isinstance(exclude, str) else exclude:
+        if isinstance(exclude, str):
+            try:
+                matching = {name for name in names if re.fullmatch(exclude, name)}
+            except re.error as error:
+                raise ConfigError(f"exclude_modules: {exclude!r} is no regular expression: {error}") from None
+        else:
+            matching = {name for name in names if _ends(name, wanted)}
+        if not matching:
+            remedy = f"; for an ending give a list, [{exclude!r}]" if isinstance(exclude, str) else ""
+            raise ConfigError(
+                f"exclude_modules: {wanted!r} matches no module{remedy}; there are {', '.join(names[:8])}"
+            )
+        found |= matching
+    return found
 
 
 def _sites(
@@ -200,6 +223,30 @@ def _sites(
         )
         for part, width in zip(split.parts, split.widths(name, widths[1]), strict=True)
     ]
+
+
+def _sources(lora: LoraFiles, sites: Mapping[str, Sequence[Site]], prefix: str, combo: Combo) -> list[Source]:
+    """One adapter's matrices, those that only others have as zeros."""
+    found = []
+    for name, own in sites.items():
+        absent = name not in lora.factors
+        if absent:
+            left = torch.zeros(own[0].in_features, 1)
+            right = torch.zeros(1, sum(site.out_features for site in own))
+        else:
+            left, right = lora.factors[name][0].T, _right(lora, name)
+        found += [
+            Source(
+                key=f"{prefix}{site.name}",
+                site=site.name,
+                left=left,
+                right=part,
+                combo=combo,
+                absent=absent,
+            )
+            for site, part in zip(own, split_columns(right, own), strict=True)
+        ]
+    return found
 
 
 def _right(lora: LoraFiles, name: str) -> Tensor:

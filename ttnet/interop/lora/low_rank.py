@@ -32,6 +32,23 @@ def round_product(
     return columns @ (u[:, :kept] * roots), (roots[:, None] * vh[:kept]) @ rows.T
 
 
+def balanced_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with factors of equal norms, which a dtype of small range holds.
+
+    Args:
+        left: Shape (m, r).
+        right: Shape (r, n).
+
+    Returns:
+        Factors of the same shapes.
+    """
+    norms = float(left.double().norm()), float(right.double().norm())
+    if not min(norms):
+        return left, right
+    factor = (norms[1] / norms[0]) ** 0.5
+    return left.double() * factor, right.double() / factor
+
+
 def product_error(exact: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     """The relative Frobenius distance of two products of factors.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ttnet.adapters.files import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from ttnet.errors import ConfigError, FormatError
 
+_UNREADABLE = "unreadable"
 _PICKLED = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<name>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
@@ -49,6 +50,8 @@ class LoraFiles:
         module_names: Those modules.
         base_model: Name of the base model, if it is known.
         base_class: Class of the base model, if it is known.
+        base_copies: Frozen weights of adapted modules that peft wrote beside their factors, as it does for
+            embeddings and output layers; they are not read.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -57,6 +60,7 @@ class LoraFiles:
     module_names: tuple[str, ...] = ()
     base_model: str | None = None
     base_class: str | None = None
+    base_copies: tuple[str, ...] = ()
 
 
 def write_lora(
@@ -66,8 +70,11 @@ def write_lora(
     targets: Sequence[str] | str,
     fan_in_fan_out: bool,
     task_type: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write a LoRA whose scales are all 1; either both files appear or none.
+    """Write a LoRA whose scales are all 1.
+
+    Both files are written whole under other names first and then renamed, the config last.
 
     Args:
         directory: Where; it is created where it is missing.
@@ -75,9 +82,10 @@ def write_lora(
         targets: peft's `target_modules`.
         fan_in_fan_out: Whether the modules store their weights as (in, out).
         task_type: peft's.
+        overwrite: Whether a LoRA that is there is replaced.
 
     Raises:
-        ConfigError: The directory holds an adapter of ttnet, or cannot be written.
+        ConfigError: The directory holds another adapter, or cannot be written.
     """
     ranks = {name: a.shape[0] for name, (a, _) in lora.factors.items()}
     largest = max(ranks.values())
@@ -106,11 +114,7 @@ def write_lora(
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b
     # Factors are shared between matrices, which the format refuses.
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    found = _present(directory / CONFIG_NAME)
-    if found is not None and found.get("format") == FORMAT:
-        raise ConfigError(
-            f"directory: {directory} holds an adapter of ttnet, whose files have the same names; give another"
-        )
+    check_free(directory, overwrite=overwrite)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".lora.", dir=directory) as folder:
@@ -121,6 +125,59 @@ def write_lora(
                 (staged / name).replace(directory / name)
     except OSError as error:
         raise ConfigError(f"directory: {directory} cannot be written ({error.strerror})") from None
+
+
+def check_free(directory: str | Path, *, overwrite: bool) -> None:
+    """Check that a LoRA may be written into a directory.
+
+    Args:
+        directory: The directory.
+        overwrite: Whether a LoRA, or a config that is no JSON, may be replaced.
+
+    Raises:
+        ConfigError: It holds an adapter of ttnet or of another method of peft; or a LoRA, which stays.
+    """
+    kind = _kind(directory)
+    if kind in (None, "LORA", _UNREADABLE) and (kind is None or overwrite):
+        return
+    if kind in ("LORA", _UNREADABLE):
+        found = "a LoRA" if kind == "LORA" else f"a damaged {CONFIG_NAME}"
+        raise ConfigError(f"directory: {directory} holds {found}; give another, or overwrite=True")
+    raise ConfigError(
+        f"directory: {directory} holds {_named(kind)}, whose files have the same names; give another"
+    )
+
+
+def check_no_peft_adapter(directory: str | Path) -> None:
+    """Check that an adapter of ttnet takes the place of none of peft.
+
+    Args:
+        directory: Where it will be written.
+
+    Raises:
+        ConfigError: The directory holds an adapter that peft reads.
+    """
+    kind = _kind(directory)
+    if kind not in (None, FORMAT, _UNREADABLE):
+        raise ConfigError(
+            f"directory: {directory} holds {_named(kind)}, whose files have the same names and would be "
+            "lost; give another directory"
+        )
+
+
+def _kind(directory: str | Path) -> str | None:
+    """What the config in a directory is of: our format, a method of peft, unreadable; None without one."""
+    try:
+        values = _present(Path(directory) / CONFIG_NAME)
+    except FormatError:
+        return _UNREADABLE
+    if values is None:
+        return None
+    return FORMAT if values.get("format") == FORMAT else str(values.get("peft_type") or _UNREADABLE)
+
+
+def _named(kind: str | None) -> str:
+    return "an adapter of ttnet" if kind == FORMAT else f"a peft adapter of type {kind}"
 
 
 def read_lora(directory: str | Path) -> LoraFiles:
@@ -157,6 +214,9 @@ def read_lora(directory: str | Path) -> LoraFiles:
     factors = {name: _pair(source, name, pair) for name, pair in pairs.items()}
     wanted = config.get("modules_to_save") or ()
     names = _module_names(modules, wanted)
+    copies = [key for key in modules if any(key.startswith(f"{name}.base_layer.") for name in factors)]
+    for key in copies:
+        del modules[key]
     stray = [key for key in modules if not any(key.startswith(f"{name}.") for name in names)]
     if stray:
         raise FormatError(
@@ -171,13 +231,16 @@ def read_lora(directory: str | Path) -> LoraFiles:
         module_names=names,
         base_model=config.get("base_model_name_or_path") or None,
         base_class=mapping.get("base_model_class"),
+        base_copies=tuple(key.replace(".base_layer.", ".") for key in copies),
     )
 
 
 def _config(path: Path) -> dict[str, Any]:
     values = _present(path)
     if values is None:
-        raise FormatError(f"{path}: cannot be read; give a directory that peft saved a LoRA in")
+        named = sorted(each.parent.name for each in path.parent.glob(f"*/{CONFIG_NAME}"))
+        hint = f"; perhaps one of its subdirectories: {', '.join(named[:4])}" if named else ""
+        raise FormatError(f"{path}: cannot be read; give a directory that peft saved a LoRA in{hint}")
     kind = "an adapter of ttnet" if values.get("format") == FORMAT else values.get("peft_type")
     if kind != "LORA":
         raise FormatError(f"{path}: expected a LoRA that peft saved, found {kind or 'another file'}")

@@ -1,14 +1,14 @@
 """`MetaTTConfig`: the options of an adapter as peft keeps and saves them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import InitVar, asdict, dataclass, fields, replace
 from enum import Enum
 from typing import Any
 
 from peft.config import PeftConfig
 
 from ttnet.adapters.axes import Axis
-from ttnet.adapters.config import PRESETS, TTAdapterConfig
+from ttnet.adapters.config import PRESETS, MetaTT, TTAdapterConfig
 from ttnet.adapters.structure import Layout
 from ttnet.errors import ConfigError
 from ttnet.random import possible_ranks, resolve_ranks
@@ -55,9 +55,11 @@ class MetaTTConfig(PeftConfig):
         diagonal: Axes whose cores have diagonal slices.
         heads_by: Must be None: peft looks after the modules that are trained whole.
         bond_ranks: The ranks that the bonds have; saving writes them, since sweeps change ranks.
+        tasks: Names of the tasks, for a pattern with the axis `task`; kept as one of `axes`.
 
     Raises:
-        ConfigError: `heads_by` is given, or an option has a value it cannot have.
+        ConfigError: `heads_by` is given, `tasks` do not go with the pattern, or an option has a value it
+            cannot have.
         PatternError: `pattern` cannot be read.
         RankError: `rank` is below 1.
     """
@@ -84,8 +86,9 @@ class MetaTTConfig(PeftConfig):
     diagonal: Sequence[str] = ()
     heads_by: str | None = None
     bond_ranks: Sequence[int] | None = None
+    tasks: InitVar[Sequence[str] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, tasks: Sequence[str] | None) -> None:
         """Check every option where it enters, and keep plain values."""
         super().__post_init__()
         self.peft_type = METHOD  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,7 +97,10 @@ class MetaTTConfig(PeftConfig):
                 f"heads_by: peft trains one copy of each module, got {self.heads_by!r}; add one adapter for "
                 "each task, or use ttnet.adapters.attach"
             )
-        self.pattern = PRESETS.get(str(self.pattern).lower(), self.pattern)
+        if not str(self.pattern).split()[1:]:
+            self.pattern = MetaTT(str(self.pattern)).pattern
+        if tasks is not None:
+            self.axes = [*self.axes, *MetaTT("4+1d", tasks=tasks).axes]
         self.axes = [asdict(axis) if isinstance(axis, Axis) else axis for axis in self.axes]
         for name, value in self.options.to_dict().items():
             setattr(self, name, value)

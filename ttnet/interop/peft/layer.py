@@ -79,7 +79,7 @@ class MetaTTLinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed(x, adapter_names)
-        return self.chain(x)
+        return self.chain(x, *args, **kwargs)
 
     def _forward_mixed(self, x: Tensor, adapter_names: list[str]) -> Tensor:
         repeats, rest = divmod(len(x), len(adapter_names))

@@ -138,7 +138,7 @@ class MetaTTModel(BaseTuner):
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:  # noqa: ARG002
         # PeftModel.forward calls the inner model. Bound methods: a copy is hooked to its own copy of this.
         self.handles = [
-            model.register_forward_pre_hook(self._begin),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
         ]
 
@@ -240,11 +240,14 @@ class MetaTTModel(BaseTuner):
         if merged:
             raise StateError(f"adapter_names: {merged} is merged; call unmerge_adapter() first")
 
-    def _begin(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
-        if self.enabled and not is_traced():
-            for name in self.active_adapters if self.named is None else self.named:
-                if name in self.metatt_cores:
-                    self._cores(name).workspace.begin()
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if not self.enabled:
+            return
+        for name in self.active_adapters if self.named is None else self.named:
+            if name in self.metatt_cores and is_traced():
+                self._cores(name).workspace.check_batch(args, kwargs)
+            elif name in self.metatt_cores:
+                self._cores(name).workspace.begin(args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if not is_traced():
