@@ -42,14 +42,15 @@ def _table(rows: list[Record], part: str) -> str:
         shown = [name for name in shown if name != "base"]
     head = ["model", "targets", "rank", *_own_head(part), *shown]
     if part in ("step", "compiled"):
-        head.append("extra of 4D / LoRA")
+        head += ["extra of 4D / LoRA", "by the fastest rounds"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row["model"], row["targets"], str(row["rank"])]
         cells += [str(row[key]) for key in _own_head(part)]
         cells += [_cell(row, name, part) for name in shown]
         if part in ("step", "compiled"):
-            cells.append(str(row["contestants"]["metatt-4d"].get("extra", "")))
+            extra = row["contestants"]["metatt-4d"].get("extra", {})
+            cells += [f"{extra[key]:.2f}" if key in extra else "" for key in ("median", "low")]
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -68,4 +69,4 @@ def _cell(row: Record, name: str, part: str) -> str:
         return f"{1e3 * contestant['extra_per_layer']:.2f}"
     if part == "generation":
         return f"{contestant['tokens_per_second']:.0f}"
-    return f"{contestant['ratio']:.3f}"
+    return f"{contestant['ratio']['median']:.3f}"

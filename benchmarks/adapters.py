@@ -7,9 +7,9 @@
     generation   tokens a second, merged, unmerged and LoRA
 
 All contestants of a row live in one process and run in turn, in an order that rotates, so that the machine's
-moods hit them alike. Reported are medians over the rounds, by CPU time of the process and by the wall clock
-(on a GPU by the wall clock, with synchronization); "extra" is the extra time over the base relative to
-LoRA's. Each part that is run replaces that part of the results; the others stay.
+moods hit them alike. Reported are medians over the rounds and the fastest of them ("low"), by CPU time of the
+process and by the wall clock (on a GPU by the wall clock, with synchronization); "extra" is the extra time
+over the base relative to LoRA's. Each part that is run replaces that part of the results; the others stay.
 
     python benchmarks/adapters.py                       everything, one thread
     python benchmarks/adapters.py --parts step memory
@@ -53,15 +53,14 @@ def compare(models: dict[str, nn.Module], work: Callable[[nn.Module], Any], roun
     for name, record in found.items():
         record.pop("error", None)
         record["trained"] = num_trained(models[name])
-        if "skipped" not in record and "skipped" not in found["base"]:
-            record["ratio"] = round(_median(record, clock) / _median(found["base"], clock), 4)
-    for name in models:
-        if (
-            name not in ("base", "lora")
-            and "ratio" in found[name]
-            and found.get("lora", {}).get("ratio", 1) != 1
-        ):
-            found[name]["extra"] = round((found[name]["ratio"] - 1) / (found["lora"]["ratio"] - 1), 3)
+    for key in ("median", "low"):
+        times = {n: r[f"{clock}_seconds"][key] for n, r in found.items() if "skipped" not in r}
+        for name in times if "base" in times else ():
+            record, base = found[name], times["base"]
+            record.setdefault("ratio", {})[key] = round(times[name] / base, 4)
+            if name.startswith("metatt") and times.get("lora", base) != base:
+                extra = (times[name] - base) / (times["lora"] - base)
+                record.setdefault("extra", {})[key] = round(extra, 3)
     return found
 
 
