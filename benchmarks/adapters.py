@@ -229,6 +229,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -240,6 +241,8 @@ def main() -> None:
     fix_environment(args.threads)
     warnings.simplefilter("ignore", FutureWarning)  # what the libraries say to each other
     device = torch.device(args.device)
+    for kind in set(TARGETS) - set(args.models):
+        del TARGETS[kind]
     if args.probe:
         kind, targets, rank, name = args.probe
         print(probe(kind, targets, int(rank), name, device))
